@@ -1,0 +1,57 @@
+"""Time, in the two forms that streamq uses: aware UTC datetimes outside, integer milliseconds on the wire.
+
+Only the Redis server's clock decides anything. A process learns the difference to its own clock from each reply
+(`ServerClock`), and uses it for what it *reports*, never for what it *may do*.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["ServerClock", "from_ms", "now_ms", "to_ms", "utc_now"]
+
+
+def utc_now() -> datetime:
+    """Return this machine's time as an aware UTC datetime."""
+    return datetime.now(UTC)
+
+
+def now_ms() -> int:
+    """Return this machine's time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def to_ms(moment: datetime | timedelta) -> int:
+    """Turn an aware datetime (since 1970) or a duration into whole milliseconds.
+
+    Raises:
+        ValueError: The datetime has no zone, so it names no one moment.
+    """
+    if isinstance(moment, timedelta):
+        return int(moment / timedelta(milliseconds=1))
+    if moment.tzinfo is None:
+        raise ValueError(
+            f"{moment.isoformat()} has no time zone: pass an aware datetime, for example datetime.now(UTC)"
+        )
+    return int(moment.timestamp() * 1000)
+
+
+def from_ms(ms: int) -> datetime:
+    """Turn milliseconds since 1970 into an aware UTC datetime."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+class ServerClock:
+    """The Redis server's clock, as last seen from here."""
+
+    def __init__(self) -> None:
+        self._offset_ms = 0
+
+    def observe(self, server_ms: int) -> None:
+        """Take over the server's time from a reply that has just arrived."""
+        self._offset_ms = server_ms - now_ms()
+
+    def now_ms(self) -> int:
+        """Return the server's time in milliseconds, good to about a round trip."""
+        return now_ms() + self._offset_ms

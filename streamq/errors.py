@@ -1,0 +1,104 @@
+"""Every error that streamq raises on purpose.
+
+    StreamQError
+    ├── ConfigurationError     exit 78   a setting, an address, a server that does not fit
+    ├── Unavailable            exit 69   a server could not be reached
+    │   ├── BrokerUnavailable            Redis
+    │   └── HistoryUnavailable           MongoDB
+    ├── JobRejected            exit 65   the job cannot be enqueued as it is
+    │   ├── UnknownHandler
+    │   ├── BadArguments
+    │   ├── PayloadTooLarge
+    │   └── QueueFull
+    ├── NotConfirmed           exit 75   enqueued, but not on as many replicas as asked
+    ├── JobNotFound            exit 1
+    ├── JobFailed              exit 1    raised by `job.result()`
+    ├── BadInput               exit 65   a file or value given by a person
+    └── LeaseLost                        told to a handler whose job went to another worker
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "HistoryUnavailable", "JobFailed",
+    "JobNotFound", "JobRejected", "LeaseLost", "NotConfirmed", "PayloadTooLarge", "QueueFull", "StreamQError",
+    "Unavailable", "UnknownHandler",
+]  # fmt: skip
+
+
+class StreamQError(Exception):
+    """The root of every error of streamq. `exit_code` is what a program ends with; `hint` says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigurationError(StreamQError):
+    """A setting is wrong, or a server is not what streamq needs. Nothing was started."""
+
+    exit_code = 78
+
+
+class Unavailable(StreamQError):
+    """A server could not be reached."""
+
+    exit_code = 69
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis could not be reached. Whether the last call took effect is unknown; repeating it is safe."""
+
+
+class HistoryUnavailable(Unavailable):
+    """MongoDB could not be reached. Jobs go on; their history is late."""
+
+
+class JobRejected(StreamQError):
+    """The job was not enqueued, and nothing was written."""
+
+    exit_code = 65
+
+
+class UnknownHandler(JobRejected):
+    """No handler of that name is registered in this application."""
+
+
+class BadArguments(JobRejected):
+    """The arguments do not fit the handler's signature, or are not JSON."""
+
+
+class PayloadTooLarge(JobRejected):
+    """The job's arguments are larger than `max_payload_bytes`."""
+
+
+class QueueFull(JobRejected):
+    """The queue holds as many jobs as it may, or Redis is out of memory."""
+
+    exit_code = 75
+
+
+class NotConfirmed(StreamQError):
+    """The job is enqueued, but fewer replicas than asked have confirmed it in time."""
+
+    exit_code = 75
+
+
+class JobNotFound(StreamQError):
+    """No job with that id is known."""
+
+
+class JobFailed(StreamQError):
+    """The job ended without a result: dead, cancelled or expired."""
+
+
+class BadInput(StreamQError):
+    """A file or value that a person gave cannot be used; the message names the line."""
+
+    exit_code = 65
+
+
+class LeaseLost(StreamQError):  # an order to stop, not a failure of the handler's
+    """The job now belongs to another worker. Stop: whatever this run returns will be refused."""
