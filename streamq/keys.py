@@ -1,0 +1,120 @@
+"""The names of everything that a partition of a queue keeps in Redis.
+
+All keys of a partition share one hash tag, so they lie in one slot. User text is only ever the last part of a key and
+stands under a word of its own, so that no name can hit a structural key.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from streamq.errors import ConfigurationError
+
+__all__ = ["GROUP", "HANDBACK", "LANES", "RECORDER_GROUP", "Keys", "check_queue_name", "lane_digit"]
+
+LANES = ("high", "normal", "low", "high.slow", "normal.slow", "low.slow")
+"""Priority times cost. A lane's digit, its place in the script's KEYS, is its index here plus one."""
+
+GROUP = "g"
+RECORDER_GROUP = "rec"
+
+HANDBACK = "@handback"
+"""The consumer that holds deliveries which were handed back; every cycle takes from it first."""
+
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def lane_digit(lane: str) -> int:
+    """Return the digit of a lane, 1 to 6."""
+    return LANES.index(lane) + 1
+
+
+def check_queue_name(name: str) -> str:
+    """Return the name if it can be a queue's.
+
+    Raises:
+        ConfigurationError: It holds something else than letters, digits, `_`, `.`, `-`, or is too long.
+    """
+    if not _QUEUE_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a queue: use 1 to 64 letters, digits, '_', '.' or '-'"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one partition of one queue."""
+
+    queue: str
+    partition: int = 0
+    tag: str = field(init=False)
+    lanes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_queue_name(self.queue)
+        tag = f"{{sq:{self.queue}:{self.partition}}}"
+        object.__setattr__(self, "tag", tag)
+        object.__setattr__(self, "lanes", tuple(f"{tag}:lane:{lane}" for lane in LANES))
+
+    def _key(self, word: str) -> str:
+        return f"{self.tag}:{word}"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: job id to due ms."""
+        return self._key("delayed")
+
+    @property
+    def payload(self) -> str:
+        """Hash: job id to the envelope of a delayed job."""
+        return self._key("payload")
+
+    @property
+    def index(self) -> str:
+        """Hash: job id to token."""
+        return self._key("index")
+
+    @property
+    def outbox(self) -> str:
+        """Stream of what happened, for the recorder."""
+        return self._key("outbox")
+
+    @property
+    def workers(self) -> str:
+        """Sorted set: consumer to last beat, server ms."""
+        return self._key("workers")
+
+    @property
+    def dead(self) -> str:
+        """Stream of dead letters."""
+        return self._key("dead")
+
+    @property
+    def producers(self) -> str:
+        """Hash: producer to its last accepted call."""
+        return self._key("producers")
+
+    @property
+    def control(self) -> str:
+        """Stream of operators' messages to workers."""
+        return self._key("control")
+
+    @property
+    def pause(self) -> str:
+        """Hash: present while the queue is paused."""
+        return self._key("pause")
+
+    @property
+    def cost(self) -> str:
+        """Hash: learned cost of slow keys."""
+        return self._key("cost")
+
+    def dedup(self, key: str) -> str:
+        """Return the string that holds the id of the job with this dedup key."""
+        return f"{self.tag}:dedup:{key}"
+
+    def result(self, job_id: str) -> str:
+        """Return the stream that holds the result of a job that asked for it to be kept."""
+        return f"{self.tag}:result:{job_id}"

@@ -1,0 +1,279 @@
+#!lua flags=allow-oom
+-- cycle: a worker's whole conversation with a partition, in one call:
+-- beat, settle, requeue, renew, promote, take over, read.
+--
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
+--       15.. dedup keys and result streams
+-- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
+--       6 dead_max,
+--       then sections, each a number of rows and the rows (at most 128 a section):
+--         settled   token, job id, record                                       these jobs ended
+--         dedups    job id, place of the key in KEYS, window ms (0: free now)   of jobs in `settled`
+--         results   job id, place of the key in KEYS, ttl ms, result            of jobs in `settled`
+--         letters   job id, envelope, record                                    of jobs in `settled` that are dead
+--         requeued  token, job id, delay ms, lane digit, enqueued ms, envelope, record ('': none)
+--         renewed   token, job id                                               still running
+--         markers   lane digit, entry id                                        wake-up entries to throw away
+--         reads     lane digit, the most to read                                in this order
+-- Returns {'FENCED', now ms}: the worker was given up. Nothing was written; it must drop what it holds
+--         {'OK', now ms, next due ms or -1, {refused job ids}, {job ids no longer ours to renew},
+--          {claimed: {digit, entry id, token, delivery, crashes, fields}..}, {read: digit, entries, ..},
+--          {control entries}, paused 0 or 1}
+--
+-- A token that differs from the index names a job that is not this worker's any more: refused, and nothing of it is
+-- written. So a call that is repeated after a lost reply settles nothing twice.
+local GROUP, HANDBACK, BATCH = 'g', '@handback', 128
+local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE = 6, KEYS[7], KEYS[8], KEYS[9], KEYS[10],
+  KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local call = redis.call
+
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local consumer, want, dead_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local outbox_max = tonumber(ARGV[5])
+
+-- Check: the worker, and that the sections add up.
+local beat = call('ZSCORE', WORKERS, consumer)
+if not beat or tonumber(beat) <= 0 then return {'FENCED', now} end
+
+local position = 7
+local function section(width)
+  local rows = tonumber(ARGV[position])
+  if not rows or rows > BATCH then return nil end
+  local first = position + 1
+  position = first + rows * width
+  return {rows = rows, first = first, last = position - 1, width = width}
+end
+local settled, dedups, results, letters = section(3), section(3), section(4), section(3)
+local requeued, renewed, markers, reads = section(7), section(2), section(2), section(2)
+if not (settled and dedups and results and letters and requeued and renewed and markers and reads)
+  or position ~= #ARGV + 1 then
+  return redis.error_reply('ERR cycle: the sections of ' .. #ARGV .. ' arguments do not add up')
+end
+
+local function place_of(token)
+  local star = string.find(token, '*', 2, true)
+  return tonumber(string.sub(token, 1, 1)), string.sub(token, 2, star and star - 1)
+end
+
+local function tokens_of(part)
+  if part.rows == 0 then return {} end
+  local ids = {}
+  for at = part.first, part.last, part.width do ids[#ids + 1] = ARGV[at + 1] end
+  return call('HMGET', INDEX, unpack(ids))
+end
+
+local function lane_lists() return {{}, {}, {}, {}, {}, {}} end
+
+local function append(list, value) list[#list + 1] = value end
+
+call('ZADD', WORKERS, 'XX', now, consumer)
+
+-- Settle and requeue.
+local accepted, refused, acked, ended = {}, {}, lane_lists(), {}
+local entry = {'XADD', OUTBOX, 'MAXLEN', '~', ARGV[5], '*', 'w', consumer}
+local bare = #entry
+
+local tokens = tokens_of(settled)
+local n, row = #entry, 0
+for at = settled.first, settled.last, 3 do
+  row = row + 1
+  local token, id = ARGV[at], ARGV[at + 1]
+  if tokens[row] == token and not accepted[id] then
+    accepted[id] = true
+    ended[#ended + 1] = id
+    local lane, entry_id = place_of(token)
+    append(acked[lane], entry_id)
+    entry[n + 1], entry[n + 2] = id, ARGV[at + 2]
+    n = n + 2
+  else
+    append(refused, id)
+  end
+end
+
+tokens, row = tokens_of(requeued), 0
+for at = requeued.first, requeued.last, 7 do
+  row = row + 1
+  local token, id = ARGV[at], ARGV[at + 1]
+  if tokens[row] == token and not accepted[id] then
+    accepted[id] = true
+    local delay, digit, enqueued, envelope, record = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], ARGV[at + 5],
+      ARGV[at + 6]
+    if delay > 0 then
+      call('HSET', PAYLOAD, id, digit .. '|' .. enqueued .. '|' .. envelope)
+      call('ZADD', DELAYED, now + delay, id)
+      call('HSET', INDEX, id, 'z')
+    else
+      local place = call('XADD', KEYS[tonumber(digit)], '*', 'j', id, 'd', envelope, 'q', enqueued)
+      call('HSET', INDEX, id, digit .. place)
+    end
+    local lane, entry_id = place_of(token)
+    append(acked[lane], entry_id)
+    if record ~= '' then
+      entry[n + 1], entry[n + 2] = id, record
+      n = n + 2
+    end
+  else
+    append(refused, id)
+  end
+end
+
+for at = letters.first, letters.last, 3 do
+  if accepted[ARGV[at]] then
+    call('XADD', DEAD, 'MAXLEN', '~', ARGV[6], '*', 'j', ARGV[at], 'd', ARGV[at + 1], 'r', ARGV[at + 2])
+  end
+end
+for at = results.first, results.last, 4 do
+  if accepted[ARGV[at]] then
+    local key = KEYS[tonumber(ARGV[at + 1])]
+    call('XADD', key, '*', 'r', ARGV[at + 3])
+    call('PEXPIRE', key, ARGV[at + 2])
+  end
+end
+if outbox_max > 0 and n > bare then call(unpack(entry)) end
+if dedups.rows > 0 then
+  local keys = {}
+  for at = dedups.first, dedups.last, 3 do append(keys, KEYS[tonumber(ARGV[at + 1])]) end
+  local holders, free = call('MGET', unpack(keys)), {'DEL'}
+  row = 0
+  for at = dedups.first, dedups.last, 3 do
+    row = row + 1
+    if accepted[ARGV[at]] and holders[row] == ARGV[at] then
+      if ARGV[at + 2] == '0' then append(free, keys[row]) else call('PEXPIRE', keys[row], ARGV[at + 2]) end
+    end
+  end
+  if #free > 1 then call(unpack(free)) end
+end
+for at = markers.first, markers.last, 2 do append(acked[tonumber(ARGV[at])], ARGV[at + 1]) end
+if #ended > 0 then call('HDEL', INDEX, unpack(ended)) end
+for lane = 1, LANES do
+  if #acked[lane] > 0 then
+    call('XACK', KEYS[lane], GROUP, unpack(acked[lane]))
+    call('XDEL', KEYS[lane], unpack(acked[lane]))
+  end
+end
+
+-- Renew what runs long, while it is still ours.
+local lost = {}
+if renewed.rows > 0 then
+  local running = lane_lists()
+  tokens, row = tokens_of(renewed), 0
+  for at = renewed.first, renewed.last, 2 do
+    row = row + 1
+    if tokens[row] == ARGV[at] then
+      local lane, entry_id = place_of(ARGV[at])
+      append(running[lane], entry_id)
+    else
+      append(lost, ARGV[at + 1])
+    end
+  end
+  for lane = 1, LANES do
+    if #running[lane] > 0 then
+      local claim = {'XCLAIM', KEYS[lane], GROUP, consumer, 0}
+      for _, entry_id in ipairs(running[lane]) do append(claim, entry_id) end
+      append(claim, 'JUSTID')
+      call(unpack(claim))
+    end
+  end
+end
+
+-- Promote what is due. The payload is looked up before anything is removed.
+local due = call('ZRANGE', DELAYED, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)
+if #due > 0 then
+  local payloads, places = call('HMGET', PAYLOAD, unpack(due)), {'HSET', INDEX}
+  for i = 1, #due do
+    if payloads[i] then
+      local digit, enqueued, envelope = string.match(payloads[i], '^(%d)|(%d+)|(.*)$')
+      local place = call('XADD', KEYS[tonumber(digit)], '*', 'j', due[i], 'd', envelope, 'q', enqueued)
+      append(places, due[i])
+      append(places, digit .. place)
+    end
+  end
+  if #places > 2 then call(unpack(places)) end
+  call('ZREM', DELAYED, unpack(due))
+  call('HDEL', PAYLOAD, unpack(due))
+end
+
+-- Paused?
+local paused = 0
+local pause = call('HGET', PAUSE, 'queue')
+if pause then
+  local till = tonumber(string.match(pause, '^(%d+)|'))
+  if till and till > 0 and till <= now then call('HDEL', PAUSE, 'queue') else paused = 1 end
+end
+
+-- Take over from one worker that is gone, no more than can be run here.
+local claimed = {}
+local gone
+if want > 0 and paused == 0 then
+  gone = call('ZRANGE', WORKERS, '-inf', '(' .. (now - dead_after), 'BYSCORE', 'LIMIT', 0, 1)[1]
+end
+if gone then
+  local left = false
+  for lane = 1, LANES do
+    local held = call('XPENDING', KEYS[lane], GROUP, '-', '+', math.min(want, BATCH) + 1, gone)
+    local take, orphans = {'XCLAIM', KEYS[lane], GROUP, consumer, 0}, {}
+    for i = 1, #held do
+      if i > want or i > BATCH then
+        left = true
+        break
+      end
+      append(take, held[i][1])
+    end
+    if #take > 5 then
+      for _, found in ipairs(call(unpack(take))) do
+        local id = found[2][1] == 'j' and found[2][2]
+        local place = lane .. found[1]
+        local token = id and call('HGET', INDEX, id)
+        if token and (token == place or string.sub(token, 1, #place + 1) == place .. '*') then
+          local delivery, crashes = string.match(token, '%*(%d+)%*(%d+)$')
+          delivery, crashes = (tonumber(delivery) or 1) + 1, tonumber(crashes) or 0
+          if gone ~= HANDBACK then crashes = crashes + 1 end
+          token = place .. '*' .. delivery .. '*' .. crashes
+          call('HSET', INDEX, id, token)
+          append(claimed, {lane, found[1], token, delivery, crashes, found[2]})
+          want = want - 1
+        else
+          append(orphans, found[1])
+        end
+      end
+      if #orphans > 0 then
+        call('XACK', KEYS[lane], GROUP, unpack(orphans))
+        call('XDEL', KEYS[lane], unpack(orphans))
+      end
+    end
+  end
+  if left then
+    -- Its name is void from the first job taken; the rest waits for a free worker, and one is woken.
+    call('ZADD', WORKERS, 'XX', 0, gone)
+    call('XADD', KEYS[1], '*', 'w', '1')
+  else
+    for lane = 1, LANES do call('XGROUP', 'DELCONSUMER', KEYS[lane], GROUP, gone) end
+    call('ZREM', WORKERS, gone)
+  end
+end
+
+-- Read, lane by lane; what a lane's share left over goes to the lanes that have more.
+local read = {}
+if paused == 0 then
+  for pass = 1, 2 do
+    for at = reads.first, reads.last, 2 do
+      if want <= 0 then break end
+      local digit, most = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+      local ask = pass == 1 and math.min(want, most) or (most < want and want or 0)
+      if ask > 0 then
+        ask = math.min(ask, BATCH)
+        local got = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', ask, 'STREAMS', KEYS[digit], '>')
+        if got then
+          append(read, digit)
+          append(read, got[1][2])
+          want = want - #got[1][2]
+        end
+      end
+    end
+  end
+end
+
+local news = call('XRANGE', CONTROL, '(' .. ARGV[4], '+', 'COUNT', 32)
+local next_due = call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2]
+return {'OK', now, next_due and tonumber(next_due) or -1, refused, lost, claimed, read, news, paused}
