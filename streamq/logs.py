@@ -43,12 +43,10 @@ def masked(text: str) -> str:
 
 
 def event(logger: logging.Logger, level: int, name: str, /, text: str = "", **fields: Any) -> None:
-    """Log that something happened.
+    """Log that something happened, under a fixed, dotted name such as `job.retrying`: people search for it.
 
-    Args:
-        name: A fixed, dotted name such as `job.retrying`; people search for it.
-        text: What a person reads in place of the name; the name and the fields stay in the JSON format.
-        fields: Words and figures of this one case. Points in time and durations carry their unit in the name.
+    The text is what a person reads in place of the name and the fields; the JSON format has all three. Fields that
+    are points in time or durations carry their unit in their names.
     """
     logger.log(level, name, extra={"fields": fields, "text": text}, stacklevel=2)
 
@@ -62,9 +60,8 @@ def worker_started(logger: logging.Logger, worker: str, concurrency: int) -> Non
 def configure(level: str = "info", fmt: str = "auto", *, stream: TextIO | None = None) -> None:
     """Print the lines of streamq, and of streamq only. The last call holds; a repeat adds no second copy.
 
-    Args:
-        fmt: `auto` is human on a terminal, else JSON: what reads a pipe is a program.
-        stream: Where the lines go; standard error unless told, so that data stays alone on standard output.
+    The format `auto` is human on a terminal, else JSON: what reads a pipe is a program. The lines go to standard error
+    unless told otherwise, so that data stays alone on standard output.
     """
     out = stream or sys.stderr
     handler = logging.StreamHandler(out)
