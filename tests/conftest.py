@@ -1,0 +1,207 @@
+"""The servers of the suite, and what most tests need.
+
+Embedded servers by default, started once for the whole run and only if a test asks for one. `STREAMQ_TEST_REDIS` names
+another server program to start; `STREAMQ_TEST_REDIS_URL` and `STREAMQ_TEST_MONGODB_URL` name servers that run already.
+One that is asked for and is not there fails the run; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import subprocess
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import pymongo
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from streamq import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+# Every key that may outlive its jobs, as docs/architecture.md lists them. All others must carry a TTL.
+STRUCTURAL_KEY = re.compile(
+    r"\{sq:[^:]+:\d+\}:"
+    r"(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|cost)"
+)
+REDIS_FIXTURES = {"redis_url", "redis_server"}
+
+
+class Eventually(Protocol):
+    """What the fixture `eventually` gives."""
+
+    async def __call__(self, condition: Callable[[], T | Awaitable[T]], what: str = ..., *, timeout: float = ...) -> T:
+        """Wait for a condition, plain or async, to give something true, and return that."""
+        ...
+
+
+# ---- the run
+
+
+def pytest_report_header() -> list[str]:
+    """Say which servers serve, before anything else."""
+    return [
+        f"redis: {_address('STREAMQ_TEST_REDIS_URL') or _version(_redis_program())}",
+        f"mongodb: {_address('STREAMQ_TEST_MONGODB_URL') or _version(embedded.find_mongod())}",
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Redis, so that a second run can repeat just that on another server."""
+    for item in items:
+        if REDIS_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("redis")
+
+
+def _redis_program() -> Path:
+    return embedded.find_redis_server(os.environ.get("STREAMQ_TEST_REDIS"))
+
+
+def _version(program: Path) -> str:
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"{told.splitlines()[0]} ({program})"
+
+
+def _address(variable: str) -> str:
+    """Return the server that a variable names, without its password, or nothing."""
+    url = urlsplit(os.environ.get(variable, ""))
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path} ({variable})" if url.scheme else ""
+
+
+# ---- Redis
+
+
+@pytest.fixture(scope="session")
+def session_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The Redis server of the whole run. Tests take `redis_url`, which is empty each time."""
+    if url := os.environ.get("STREAMQ_TEST_REDIS_URL"):
+        with _redis_client(url) as client:
+            assert client.dbsize() == 0, f"{url} holds keys: the suite empties its database, give it one of its own"
+        yield url
+        return
+    server = embedded.RedisServer(tmp_path_factory.mktemp("redis"), binary=_redis_program())
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(session_redis_url: str) -> Iterator[str]:
+    """An empty Redis database. Fails the test if it leaves a key without a TTL that is not a structural one."""
+    yield session_redis_url
+    with _redis_client(session_redis_url) as client:
+        leaked = [name for name in _lasting_keys(client) if not STRUCTURAL_KEY.fullmatch(name)]
+        client.flushdb()
+    assert not leaked, f"keys without a TTL were left behind: {sorted(leaked)}"
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[embedded.RedisServer]:
+    """A running Redis server of this test alone, to kill, freeze and restart."""
+    server = embedded.RedisServer(
+        tmp_path / "redis-server", binary=_redis_program(), settings={"enable-debug-command": "local"}
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def queue_name() -> str:
+    """A queue name that no other test uses."""
+    return f"q{uuid.uuid4().hex[:8]}"
+
+
+def _redis_client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0))
+
+
+def _lasting_keys(client: redis.Redis) -> list[str]:
+    names = list(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.pttl(name)
+    return [name for name, ttl in zip(names, pipeline.execute(), strict=True) if ttl == -1]
+
+
+# ---- MongoDB
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The MongoDB server of the whole run; a test keeps to its own `mongo_database` there."""
+    if url := os.environ.get("STREAMQ_TEST_MONGODB_URL"):
+        with pymongo.MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=5000) as client:
+            client.admin.command("ping")
+        yield url
+        return
+    server = embedded.MongoServer(tmp_path_factory.mktemp("mongodb"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def mongo_database(mongodb_url: str) -> Iterator[str]:
+    """The name of a database of this test alone, dropped at its end."""
+    name = f"streamq_test_{uuid.uuid4().hex[:12]}"
+    yield name
+    with pymongo.MongoClient[dict[str, Any]](mongodb_url) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture
+def mongo_server(tmp_path: Path) -> Iterator[embedded.MongoServer]:
+    """A running MongoDB server of this test alone, to kill, freeze and restart."""
+    server = embedded.MongoServer(tmp_path / "mongo-server")
+    server.start()
+    yield server
+    server.stop()
+
+
+# ---- waiting
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Wait for a condition, never for time to pass, as in `await eventually(lambda: job.done, "the job ends")`."""
+
+    async def wait(condition: Callable[[], T | Awaitable[T]], what: str = "", *, timeout: float = 10) -> T:
+        deadline = time.monotonic() + timeout
+        while True:
+            given = condition()
+            value: Any = await given if inspect.isawaitable(given) else given
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout} s: {what or inspect.getsource(condition).strip()}")
+            await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def eventually_sync() -> Callable[..., Any]:
+    """Do the same in a test without an event loop, as in `eventually_sync(lambda: answers(port), "it listens")`."""
+
+    def wait(condition: Callable[[], T], what: str = "", *, timeout: float = 10) -> T:
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout} s: {what or inspect.getsource(condition).strip()}")
+            time.sleep(0.01)
+        return value
+
+    return wait
