@@ -1,0 +1,265 @@
+"""StreamQ: what an application says to streamq. Handlers, schedules, enqueue.
+
+    app = StreamQ()
+
+    @app.handler(key="user_id", dedup="user_id")
+    async def refresh(user_id: str) -> dict[str, int]: ...
+
+    job = await refresh.enqueue("u42")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import weakref
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from streamq.errors import ConfigurationError
+from streamq.queue import Client, Draft, Job, Options, SyncBridge, draft
+from streamq.registry import HandlerSpec, Isolation, Priority, Registry
+from streamq.retry import RetryPolicy
+from streamq.settings import Settings, load
+
+__all__ = ["CronEntry", "Handler", "PageFunction", "StreamQ"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PageFunction = Callable[[str | None], Any]
+"""Given a cursor (None at first), returns the users of one page and the cursor of the next: `(ids, cursor | None)`."""
+
+_OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+
+
+@dataclass(frozen=True)
+class CronEntry:
+    """A schedule that is written in code."""
+
+    name: str
+    expression: str
+    handler: HandlerSpec
+    page: PageFunction
+    timezone: str = "UTC"
+    misfire: str = "once"
+    """What happens to fire times that were missed: skip, once, or all."""
+    scatter: timedelta | None = None
+    """Spread the jobs of one occurrence evenly over this time."""
+    deadline: timedelta | None = None
+    """How long after its fire time a job may still start; None: until the next fire time."""
+
+
+class Handler(Generic[P, R]):
+    """A function that runs as a job. Called directly, it is still the function."""
+
+    def __init__(self, app: StreamQ, spec: HandlerSpec, options: Options | None = None) -> None:
+        self._app = app
+        self.spec = spec
+        self._options = options
+        self.__doc__ = spec.function.__doc__
+        self.__name__ = spec.name
+        # An argument of the handler's own wins over an option of the same name.
+        self._inline = _OPTION_NAMES - set(spec.signature.parameters)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.spec.function(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def options(self, **options: Any) -> Handler[P, R]:
+        """Return this handler with options for the jobs enqueued through it; see `Options`."""
+        unknown = set(options) - _OPTION_NAMES
+        if unknown:
+            raise TypeError(
+                f"{sorted(unknown)[0]!r} is not an option of a job (known: {', '.join(sorted(_OPTION_NAMES))})"
+            )
+        merged = dataclasses.replace(self._options or Options(), **options)
+        return Handler(self._app, self.spec, merged)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Enqueue a job.
+
+        Besides the handler's own arguments, any of `Options` may be given by name (`delay=`, `key=`, ...), unless
+        the handler has an argument of that name; `options(...)` says the same to a type checker's satisfaction.
+
+        Raises:
+            JobRejected: The job cannot be enqueued as it is; nothing was written.
+            BrokerUnavailable: Redis did not answer in time; whether the job is enqueued is unknown.
+        """
+        return await self._app.client.send(self.draft(*args, **kwargs))
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Enqueue a job from code without an event loop, as in Django and Flask."""
+        item = self.draft(*args, **kwargs)
+        return self._app.run_sync(lambda: self._app.client.send(item))
+
+    async def enqueue_many(self, calls: Iterable[Any] | AsyncIterable[Any]) -> list[Job]:
+        """Enqueue any number of jobs, streamed in batches; one result per job, in order.
+
+        Args:
+            calls: Each the arguments of one job: a tuple of positional ones, a dict of named ones, or one value that
+                is the only argument.
+
+        Raises:
+            JobRejected: One of the jobs cannot be enqueued. Those before it in earlier batches are.
+        """
+        if isinstance(calls, AsyncIterable):
+            return await self._app.client.send_many(self._draft_call(call) async for call in calls)
+        return await self._app.client.send_many(self._draft_call(call) for call in calls)
+
+    def _draft_call(self, call: Any) -> Draft:
+        if isinstance(call, tuple):
+            return draft(self.spec, call, {}, self._options or Options(), max_payload_bytes=self._limit)
+        if isinstance(call, dict):
+            return draft(self.spec, (), call, self._options or Options(), max_payload_bytes=self._limit)
+        return draft(
+            self.spec, (call,), {}, self._options or Options(), max_payload_bytes=self._limit
+        )
+
+    @property
+    def _limit(self) -> int:
+        return self._app.settings.max_payload_bytes
+
+    def draft(self, *args: Any, **kwargs: Any) -> Draft:
+        """Check and encode a call without sending it."""
+        options = self._options
+        if kwargs and not self._inline.isdisjoint(kwargs):
+            inline = {name: kwargs.pop(name) for name in self._inline & kwargs.keys()}
+            options = dataclasses.replace(options or Options(), **inline)
+        if options is None:
+            return draft(self.spec, args, kwargs, max_payload_bytes=self._limit)
+        return draft(self.spec, args, kwargs, options, max_payload_bytes=self._limit)
+
+
+class StreamQ:
+    """An application: its handlers, its schedules, and a way to enqueue."""
+
+    def __init__(self, settings: Settings | None = None, **flags: Any) -> None:
+        """Take settings, or read them: flags here > environment > `.env` > pyproject.toml.
+
+        Raises:
+            ConfigurationError: A setting is wrong; the message says which and where it came from.
+        """
+        self.settings = settings if settings is not None else load(flags)
+        self.registry = Registry()
+        self.cron_entries: dict[str, CronEntry] = {}
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._bridge = SyncBridge()
+
+    @property
+    def client(self) -> Client:
+        """The client of the running event loop; connections belong to the loop that made them."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            settings = self.settings
+            client = Client(
+                settings.redis_url,
+                max_depth=settings.max_depth,
+                max_payload_bytes=settings.max_payload_bytes,
+                allow_eviction=settings.allow_eviction,
+            )
+            self._clients[loop] = client
+        return client
+
+    def run_sync(self, work: Callable[[], Any]) -> Any:
+        """Run what `work` returns on the background loop, and wait for it."""
+
+        async def call() -> Any:
+            return await work()
+
+        return self._bridge.run(call())
+
+    async def close(self) -> None:
+        """Send what waits and close the connections of this event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    @overload
+    def handler(self, function: Callable[P, R], /) -> Handler[P, R]: ...
+
+    @overload
+    def handler(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        max_attempts: int = 5,
+        timeout: timedelta | None = ...,
+        priority: Priority = "normal",
+        key: str | None = None,
+        dedup: str | Sequence[str] = (),
+        retry: RetryPolicy | None = None,
+        isolation: Isolation = "auto",
+    ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
+
+    def handler(
+        self, function: Callable[..., Any] | None = None, /, **options: Any
+    ) -> Handler[..., Any] | Callable[[Callable[..., Any]], Handler[..., Any]]:
+        """Register a function as a handler.
+
+        Args:
+            function: Given when the decorator is used bare.
+            options: `name`, `queue`, `max_attempts`, `timeout` (None: for ever), `priority`; `key`, the name of the
+                argument that is the user key; `dedup`, the name or names of the arguments that make the dedup key;
+                `retry`; `isolation`.
+
+        Raises:
+            ConfigurationError: The function or an option cannot be used.
+        """
+        if function is None:
+            return lambda fn: self._register(fn, options)
+        return self._register(function, options)
+
+    def _register(self, function: Callable[..., Any], options: dict[str, Any]) -> Handler[..., Any]:
+        if not inspect.isroutine(function):
+            raise ConfigurationError(f"{function!r} is not a function, so it cannot be a handler")
+        options = {name: value for name, value in options.items() if value is not None or name == "timeout"}
+        options.setdefault("name", function.__name__)
+        if isinstance(options.get("dedup"), str):
+            options["dedup"] = (options["dedup"],)
+        try:
+            spec = HandlerSpec(function=function, **options)
+        except TypeError as error:
+            raise ConfigurationError(f"handler {options['name']!r}: {error}") from None
+        self.registry.add(spec)
+        return Handler(self, spec)
+
+    def cron(
+        self, expression: str, *, handler: Handler[..., Any], name: str | None = None, **options: Any
+    ) -> Callable[[PageFunction], PageFunction]:
+        """Fire on a schedule: each time, one job of `handler` for every user that the decorated function returns.
+
+        Args:
+            expression: Five crontab fields, weekdays by name; UTC unless `timezone=` is given.
+            handler: What runs for each user; it takes the user's id as its only required argument.
+            name: The schedule's name; the function's, unless given.
+            options: `timezone`, `misfire`, `scatter`, `deadline`; see `CronEntry`.
+        """
+
+        def register(page: PageFunction) -> PageFunction:
+            label = name or getattr(page, "__name__", "cron")
+            if label in self.cron_entries:
+                raise ConfigurationError(f"two schedules are named {label!r}; give one a name=")
+            self.cron_entries[label] = CronEntry(label, expression, handler.spec, page, **options)
+            return page
+
+        return register
+
+    async def enqueue(self, handler: str, *args: Any, **kwargs: Any) -> Job:
+        """Enqueue by a handler's name.
+
+        Raises:
+            UnknownHandler: The application has none of that name.
+        """
+        spec = self.registry.get(handler)
+        return await Handler[..., Any](self, spec).enqueue(*args, **kwargs)
+
+    def handler_named(self, name: str) -> Handler[..., Any]:
+        """Return the handler of that name."""
+        return Handler(self, self.registry.get(name))

@@ -1,0 +1,362 @@
+"""One partition of one queue, seen by those who move jobs: each method is one script, one round trip.
+
+What the scripts promise stands on top of each `.lua` file. Here their words become values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamq.broker.wire import Fault, ServerRefused, Wire
+from streamq.errors import BrokerUnavailable, QueueFull
+from streamq.job import Delivery
+from streamq.keys import GROUP, Keys
+from streamq.scripts import load
+
+__all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Report", "Unregistered"]
+
+BATCH = 128
+"""The most rows of a section in one script call; it bounds how long Redis is busy with one."""
+
+_FIXED_ADD_KEYS = 10
+_FIXED_CYCLE_KEYS = 14
+_PRODUCER_KEPT_MS = 86_400_000
+
+Arg = str | bytes | int | float
+
+
+class Unregistered(Exception):  # noqa: N818 - an order to register again, not a failure
+    """Redis does not know this worker, or gave it up: it must drop what it holds and register under a new name."""
+
+
+class CallRepeated(Exception):  # noqa: N818 - an answer, not a failure
+    """The numbered call was already accepted; nothing was added. Carries what the producer's record says."""
+
+    def __init__(self, last: int, cursor: str, results: str) -> None:
+        super().__init__(f"call {last} was accepted already")
+        self.last = last
+        self.cursor = cursor
+        self.results = results
+
+
+@dataclass(slots=True)
+class NewJob:
+    """A job on its way into a partition."""
+
+    id: str
+    digit: int
+    envelope: bytes
+    delay_ms: int = 0
+    dedup: str | None = None
+
+
+@dataclass(slots=True)
+class Added:
+    """What became of the jobs of one `add` call, in the order given.
+
+    Each result is `n` (new), `p` (present: this id is known), or `d` and the id of the job that holds the dedup key.
+    """
+
+    results: Sequence[str]
+    server_ms: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker has to say in its next cycle: rows for the sections of `cycle.lua`."""
+
+    settled: list[Arg] = field(default_factory=list)
+    dedups: list[tuple[bytes, str, int]] = field(default_factory=list)
+    """Job id, dedup key, window ms."""
+    results: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    """Job id, ttl ms, result."""
+    letters: list[Arg] = field(default_factory=list)
+    requeued: list[Arg] = field(default_factory=list)
+    renewed: list[Arg] = field(default_factory=list)
+    markers: list[Arg] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to say but that the worker lives."""
+        return not (self.settled or self.requeued or self.renewed or self.markers)
+
+
+@dataclass(slots=True)
+class CycleReply:
+    """What a cycle brought."""
+
+    server_ms: int
+    next_due_ms: int
+    """When the next delayed job is due, server time; -1: none is delayed."""
+    refused: list[bytes]
+    """Ids of jobs whose outcome was not taken: they are somebody else's now."""
+    lost: list[bytes]
+    """Ids of running jobs that are somebody else's now."""
+    deliveries: list[Delivery]
+    markers: list[Arg]
+    """Rows for the `markers` section of the next report."""
+    control: list[tuple[bytes, dict[bytes, bytes]]]
+    is_paused: bool
+
+
+class Partition:
+    """The scripts of one partition, over one connection."""
+
+    def __init__(self, keys: Keys, wire: Wire) -> None:
+        self.keys = keys
+        self._wire = wire
+        self._cycle = load("cycle")
+        self._add = load("add")
+        self._add_keys = (
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers,
+        )  # fmt: skip
+        self._cycle_keys = (
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
+            keys.pause,
+        )  # fmt: skip
+
+    @property
+    def wire(self) -> Wire:
+        """The connection, for what no script does."""
+        return self._wire
+
+    # Producing.
+
+    async def add(
+        self,
+        producer: str,
+        number: int,
+        jobs: Sequence[NewJob],
+        *,
+        cursor: str = "",
+        keep_ms: int = _PRODUCER_KEPT_MS,
+        max_depth: int = 0,
+        in_order: bool = False,
+    ) -> Added:
+        """Put jobs into the partition, all or none.
+
+        Args:
+            producer: Who calls; its calls are numbered, and a number is accepted once.
+            number: From 1, rising. After `BrokerUnavailable`, repeat the call with the same number.
+            jobs: At most `BATCH`.
+            cursor: Stored with the call, and returned when it is repeated.
+            keep_ms: For how long the producer's number is remembered.
+            max_depth: The most jobs that the partition may hold; 0: any number.
+            in_order: Accept the call only right after the one before it.
+
+        Raises:
+            CallRepeated: This number, or a later one, was accepted before. Nothing was added now.
+            QueueFull: `max_depth` would be passed, or Redis is out of memory. Nothing was added.
+            BrokerUnavailable: Unknown whether it was added.
+        """
+        keys = [*self._add_keys]
+        args: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0"]
+        places: dict[str, int] = {}
+        for job in jobs:
+            place = 0
+            if job.dedup is not None:
+                place = places.get(job.dedup, 0)
+                if not place:
+                    keys.append(self.keys.dedup(job.dedup))
+                    places[job.dedup] = place = len(keys)
+            args += (job.id, job.digit, job.delay_ms, place, job.envelope)
+        reply = await self._wire.script(self._add, keys, args)
+        return self._added(reply, len(jobs), max_depth)
+
+    def _added(self, reply: list[Any], count: int, max_depth: int) -> Added:
+        verdict = reply[0]
+        if verdict == b"OK":
+            results = reply[2].decode()
+            return Added(results.split("\n") if results else "n" * count, reply[1])
+        if verdict == b"FULL":
+            raise QueueFull(
+                f"queue {self.keys.queue!r} holds {reply[2]} jobs and may hold {max_depth}",
+                hint="add workers, or raise max_depth",
+            )
+        if verdict == b"REPEAT":
+            raise CallRepeated(reply[2], reply[3].decode(), reply[4].decode())
+        raise ServerRefused(
+            f"the producer's call does not follow its last one, {reply[2]}", Fault.EXIT
+        )
+
+    # Working.
+
+    async def register(self, consumer: str) -> tuple[int, bytes]:
+        """Join under a name that was never used. Returns the server's time in ms and the newest control entry."""
+        keys = (*self.keys.lanes, self.keys.outbox, self.keys.workers, self.keys.control)
+        reply = await self._wire.script(load("register"), keys, [consumer])
+        if reply[0] == b"TAKEN":
+            raise Unregistered
+        return reply[1], reply[2]
+
+    async def cycle(
+        self,
+        consumer: str,
+        report: Report,
+        *,
+        want: int,
+        reads: Sequence[tuple[int, int]],
+        dead_after_ms: int,
+        control_cursor: bytes,
+        limits: tuple[int, int],
+        now: float,
+    ) -> CycleReply:
+        """Say everything and get everything, in one round trip.
+
+        Args:
+            consumer: This worker's name here.
+            report: What happened since the last cycle.
+            want: How many jobs to bring at most, 0 to `BATCH`.
+            reads: Lane digit and the most jobs to read from it, in the order to read.
+            dead_after_ms: How old a worker's beat may be before its jobs are taken over.
+            control_cursor: The newest control entry seen.
+            limits: The most entries of the outbox (0: keep none) and of the dead letters.
+            now: The event loop's time, stamped on what is delivered.
+
+        Raises:
+            Unregistered: The worker was given up. Nothing of the report was written.
+            BrokerUnavailable: Unknown whether anything was written; repeating the report is safe.
+        """
+        keys = [*self._cycle_keys]
+        args: list[Arg] = [consumer, want, dead_after_ms, control_cursor, *limits]
+        args.append(len(report.settled) // 3)
+        args += report.settled
+        args.append(len(report.dedups))
+        for job_id, dedup, window_ms in report.dedups:
+            keys.append(self.keys.dedup(dedup))
+            args += (job_id, len(keys), window_ms)
+        args.append(len(report.results))
+        for job_id, ttl_ms, result in report.results:
+            keys.append(self.keys.result(job_id.decode()))
+            args += (job_id, len(keys), ttl_ms, result)
+        for rows, width in ((report.letters, 3), (report.requeued, 7), (report.renewed, 2), (report.markers, 2)):
+            args.append(len(rows) // width)
+            args += rows
+        args.append(len(reads))
+        for digit, most in reads:
+            args += (digit, most)
+        reply = await self._wire.script(self._cycle, keys, args)
+        if reply[0] == b"FENCED":
+            raise Unregistered
+        return _cycle_reply(reply, now)
+
+    async def wait(self, consumer: str, count: int, block_ms: int, now_of: Any) -> tuple[list[Delivery], list[Arg]]:
+        """Block until a lane has something, and read it.
+
+        Returns:
+            Deliveries and rows for the `markers` section, both empty when the time ran out.
+
+        Raises:
+            Unregistered: The group is gone.
+            BrokerUnavailable: A delivery may have been made that never arrived; see `strays`.
+        """
+        command = (
+            "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *self.keys.lanes,
+            *(">" for _ in self.keys.lanes),
+        )  # fmt: skip
+        try:
+            reply = await self._wire.call(*command, extra_s=block_ms / 1000)
+        except ServerRefused as error:
+            if error.fault is Fault.REJOIN:
+                raise Unregistered from error
+            raise
+        deliveries: list[Delivery] = []
+        markers: list[Arg] = []
+        now = now_of()
+        for stream, entries in reply or ():
+            digit = self.keys.lanes.index(stream.decode()) + 1
+            _deliver(digit, entries, now, deliveries, markers)
+        return deliveries, markers
+
+    async def release(self, consumer: str, deliveries: Sequence[Delivery]) -> int:
+        """Hand deliveries back unrun; no attempt and no crash is counted. Returns how many were still ours."""
+        keys = (*self.keys.lanes, self.keys.index, self.keys.workers)
+        released = 0
+        for start in range(0, len(deliveries), BATCH):
+            args: list[Arg] = [consumer]
+            for delivery in deliveries[start : start + BATCH]:
+                args += (delivery.token, delivery.id)
+            released += await self._wire.script(load("release"), keys, args)
+        return released
+
+    async def strays(self, consumer: str, held: Sequence[bytes]) -> int:
+        """Hand back what Redis believes this worker has and it has not; `held` are the tokens it has."""
+        keys = (*self.keys.lanes, self.keys.workers)
+        look = len(held) + BATCH
+        handed, more = await self._wire.script(load("strays"), keys, [consumer, look, *held])
+        while more and handed:
+            again, more = await self._wire.script(load("strays"), keys, [consumer, look, *held])
+            handed += again
+            if not again:
+                break
+        return int(handed)
+
+    async def leave(self, consumer: str) -> None:
+        """Take the worker off the books; what it still holds is handed back first."""
+        keys = (*self.keys.lanes, self.keys.workers)
+        while not await self._wire.script(load("leave"), keys, [consumer, BATCH]):
+            pass
+
+    async def sweep(self, digit: int, *, lease_ms: int, cursor: bytes) -> tuple[bytes, int, int]:
+        """Hand back what nobody renewed within the lease, in one lane.
+
+        Returns:
+            The cursor for the next call (`0-0`: the lane is done), how many were handed back, and how many entries were
+            pending but no longer exist.
+        """
+        keys = (self.keys.lanes[digit - 1], self.keys.index, self.keys.workers, self.keys.lanes[0])
+        following, handed, vanished = await self._wire.script(
+            load("sweep"), keys, [digit, lease_ms, cursor, BATCH]
+        )
+        return following, handed, len(vanished)
+
+    # Watching over workers.
+
+    async def beat(self, consumers: Sequence[str]) -> list[str]:
+        """Say that workers live. Returns those that were given up."""
+        _, fenced = await self._wire.script(load("beat"), [self.keys.workers], list(consumers))
+        return [name.decode() for name in fenced]
+
+    async def bury(self, consumers: Sequence[str]) -> int:
+        """Say that somebody saw these workers die: what they held is free at once."""
+        keys = (self.keys.lanes[0], self.keys.workers)
+        return int(await self._wire.script(load("bury"), keys, list(consumers)))
+
+
+def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
+    _, server_ms, next_due_ms, refused, lost, claimed, read, news, paused = reply
+    deliveries: list[Delivery] = []
+    markers: list[Arg] = []
+    for digit, entry, token, number, crashes, fields in claimed:
+        delivery = _delivery(digit, entry, token, fields, now)
+        delivery.delivery, delivery.crashes = number, crashes
+        deliveries.append(delivery)
+    for i in range(0, len(read), 2):
+        _deliver(read[i], read[i + 1], now, deliveries, markers)
+    control = [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in news]
+    return CycleReply(
+        server_ms, next_due_ms, refused, lost, deliveries, markers, control, bool(paused)
+    )
+
+
+def _deliver(
+    digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]
+) -> None:
+    prefix = b"%d" % digit
+    for entry, fields in entries:
+        if fields[0] == b"j":
+            deliveries.append(_delivery(digit, entry, prefix + entry, fields, now))
+        else:
+            markers += (digit, entry)
+
+
+def _delivery(digit: int, entry: bytes, token: bytes, fields: list[bytes], now: float) -> Delivery:
+    enqueued = fields[5] if len(fields) > 4 else entry[: entry.index(b"-")]
+    return Delivery(digit, token, fields[1], fields[3], int(enqueued), now)
+
+
+def unavailable(error: BaseException) -> bool:
+    """Tell whether an error means that Redis may be back later."""
+    return isinstance(error, BrokerUnavailable | OSError)

@@ -1,0 +1,126 @@
+"""The Redis server itself: where it is, whether it is one that streamq can work with, and connections to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from streamq.broker.partition import Partition
+from streamq.broker.wire import Fault, ServerRefused, Wire, make_pool
+from streamq.errors import BrokerUnavailable, ConfigurationError
+from streamq.keys import Keys
+
+__all__ = ["OLDEST_REDIS", "Broker", "ServerInfo"]
+
+OLDEST_REDIS = (7, 0)
+"""XAUTOCLAIM drops entries that no longer exist, and scripts may say `allow-oom`, from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What the server said of itself."""
+
+    product: str
+    version: str
+    maxmemory_policy: str
+    has_aof: bool
+    warnings: tuple[str, ...]
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL that may be shown: without user and password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+class Broker:
+    """Makes connections to one Redis server."""
+
+    def __init__(self, url: str, *, allow_eviction: bool = False, timeout_s: float = 10.0) -> None:
+        """Note the address; nothing is opened yet.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`.
+            allow_eviction: Accept a server that may evict keys, and with them jobs.
+            timeout_s: The longest wait for a reply.
+        """
+        self.where = without_secrets(url)
+        self._timeout_s = timeout_s
+        self._allow_eviction = allow_eviction
+        try:
+            self._pool = make_pool(url)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self.where!r} is not the address of a Redis server: {error}",
+                hint="use redis://host:6379/0, rediss:// for TLS, or unix:///path/to/socket",
+            ) from None
+
+    def wire(self) -> Wire:
+        """Make a connection of its own; it opens with its first call."""
+        return Wire(self._pool, self.where, timeout_s=self._timeout_s)
+
+    def partition(self, queue: str, number: int = 0) -> Partition:
+        """Make the scripts of a partition, over a connection of their own."""
+        return Partition(Keys(queue, number), self.wire())
+
+    async def check(self) -> ServerInfo:
+        """Ask the server what it is, and refuse one that would lose jobs.
+
+        Raises:
+            BrokerUnavailable: It could not be reached.
+            ConfigurationError: It is too old, or may evict keys.
+        """
+        wire = self.wire()
+        try:
+            info = _parse_info(await wire.call("INFO"))
+        except BrokerUnavailable as error:
+            error.hint = f"is Redis running?  redis-cli -u {self.where} ping"
+            raise
+        except ServerRefused as error:
+            if error.fault is not Fault.EXIT:
+                raise
+            raise ConfigurationError(str(error), hint="let the user run INFO") from error
+        finally:
+            await wire.close()
+        return self._judge(info)
+
+    def _judge(self, info: dict[str, str]) -> ServerInfo:
+        version = info.get("redis_version", "0")
+        if _version(version) < OLDEST_REDIS:
+            raise ConfigurationError(
+                f"Redis at {self.where} is version {version}; streamq needs 7.0 or newer",
+                hint="upgrade Redis, or use Valkey",
+            )
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not self._allow_eviction:
+            raise ConfigurationError(
+                f"Redis at {self.where} has maxmemory-policy {policy}: it may evict jobs",
+                hint="CONFIG SET maxmemory-policy noeviction, or start with --allow-eviction",
+            )
+        has_aof = info.get("aof_enabled") == "1"
+        warnings = []
+        if policy != "noeviction":
+            warnings.append(f"maxmemory-policy is {policy}: Redis may evict jobs")
+        if not has_aof:
+            warnings.append("appendonly is off: jobs since the last snapshot are lost when Redis restarts")
+        product = "Valkey" if "valkey_version" in info else "Redis"
+        return ServerInfo(
+            product, info.get("valkey_version", version), policy, has_aof, tuple(warnings)
+        )
+
+    async def close(self) -> None:
+        """Close what the pool holds; connections given out are closed by those who asked for them."""
+        await self._pool.disconnect()
+
+
+def _parse_info(reply: Any) -> dict[str, str]:
+    lines = reply.decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)

@@ -1,0 +1,225 @@
+"""What a job is: its envelope, its states, and the outcomes of a run. Values only.
+
+| state | means | who moves it on |
+|---|---|---|
+| scheduled | due later | the first cycle after its due time |
+| queued | in a lane, not delivered | a worker's read |
+| running | delivered, not settled | the worker that holds the delivery, or one that claims it |
+| retrying | failed, due again later | the first cycle after its due time |
+| completed, dead, cancelled, expired | ended; never changes again | |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
+    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Released", "Retry", "Retrying", "Signal", "Snooze", "Snoozed",
+    "State",
+]  # fmt: skip
+
+ENVELOPE_VERSION = 1
+"""The newest envelope this code can read. A job with a newer one is left for newer workers."""
+
+CRASH_LIMIT = 3
+"""A job that took this many workers down with it is dead. From the second on it runs alone."""
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return not SUCCESSORS[self]
+
+
+SUCCESSORS: Mapping[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset(
+        {
+            State.QUEUED,
+            State.SCHEDULED,
+            State.RETRYING,
+            State.COMPLETED,
+            State.DEAD,
+            State.CANCELLED,
+            State.EXPIRED,
+        }
+    ),
+    State.RETRYING: frozenset({State.QUEUED, State.CANCELLED}),
+    State.COMPLETED: frozenset(),
+    State.DEAD: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+"""Every step that a job may take. A dead job that is replayed starts a new life under the same id."""
+
+
+class Envelope(
+    msgspec.Struct,
+    omit_defaults=True,
+    rename={
+        "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
+        "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
+        "keep_result_ms": "kr",
+    },
+):  # fmt: skip
+    """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
+
+    handler: str
+    version: int = 1
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    key: str | None = None
+    """The user or tenant that the job belongs to."""
+    attempt: int = 1
+    max_attempts: int = 0
+    """0: the handler's own."""
+    deadline_ms: int = 0
+    """Server time after which the job is not started any more; 0: none."""
+    occurrence: str | None = None
+    """`schedule:fire time`, for a job that a schedule made."""
+    dedup: str | None = None
+    dedup_window_ms: int = 0
+    """How long the dedup key stays taken after the job has ended."""
+    headers: dict[str, str] = {}
+    starts: int = 0
+    """How often the job was put back into a lane: with the delivery number it makes the fence."""
+    keep_result_ms: int = 0
+
+
+class Delivery:
+    """One handing of a job to this worker. `token` is what the index holds while the job is ours."""
+
+    __slots__ = ("crashes", "delivery", "digit", "enqueued_ms", "envelope", "id", "raw", "taken_at", "token")
+
+    def __init__(
+        self, digit: int, token: bytes, job_id: bytes, raw: bytes, enqueued_ms: int, taken_at: float
+    ) -> None:
+        self.digit = digit
+        self.token = token
+        self.id = job_id
+        self.raw = raw
+        self.enqueued_ms = enqueued_ms
+        self.taken_at = taken_at
+        """When it came into this process, on the event loop's clock, in seconds."""
+        self.delivery = 1
+        self.crashes = 0
+        self.envelope: Envelope | None = None
+
+
+@dataclass(slots=True)
+class Failure:
+    """What went wrong in a run."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(slots=True)
+class Completed:
+    """The handler returned."""
+
+    result: Any = None
+
+
+@dataclass(slots=True)
+class Retrying:
+    """The job runs again after a delay, and the attempt counts."""
+
+    delay_ms: int
+    failure: Failure
+
+
+@dataclass(slots=True)
+class Snoozed:
+    """The job runs again after a delay, and no attempt is used."""
+
+    delay_ms: int
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Dead:
+    """The job ends failed and is kept as a dead letter."""
+
+    failure: Failure
+
+
+@dataclass(slots=True)
+class Cancelled:
+    """The job ends because somebody asked for it."""
+
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Expired:
+    """The job was not started before its deadline."""
+
+
+@dataclass(slots=True)
+class Released:
+    """The delivery goes back to the queue as it came: no attempt, no crash."""
+
+
+@dataclass(slots=True)
+class Dropped:
+    """The job belongs to another worker now; nothing is said of this run."""
+
+
+Outcome = Completed | Retrying | Snoozed | Dead | Cancelled | Expired | Released | Dropped
+
+
+class Signal(Exception):  # noqa: N818 - raised by handlers to ask for an outcome, none of them is an error
+    """What a handler raises to ask for an outcome."""
+
+
+class Retry(Signal):
+    """Run the job again after `delay` (`None`: the handler's back-off). The attempt counts."""
+
+    def __init__(self, delay: timedelta | None = None, reason: str = "") -> None:
+        super().__init__(reason or "the handler asked for a retry")
+        self.delay = delay
+
+
+class Snooze(Signal):
+    """Run the job again after `delay`, and use up no attempt: it was not ready, or a limit was reached."""
+
+    def __init__(self, delay: timedelta, reason: str = "") -> None:
+        super().__init__(reason or "the handler asked for a snooze")
+        self.delay = delay
+
+
+class Cancel(Signal):
+    """End the job as cancelled: it is not needed any more."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the handler cancelled the job")
+
+
+class Fail(Signal):
+    """End the job as dead now, whatever attempts are left."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the handler gave the job up")

@@ -1,0 +1,163 @@
+"""The handlers of an application, looked up by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from streamq.clock import to_ms
+from streamq.errors import BadArguments, ConfigurationError, UnknownHandler
+from streamq.keys import LANES, check_queue_name
+from streamq.retry import RetryPolicy
+
+__all__ = ["HandlerSpec", "Isolation", "Priority", "Registry"]
+
+Isolation = Literal["auto", "thread", "process"]
+Priority = Literal["high", "normal", "low"]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class HandlerSpec:
+    """Everything that is known of a handler before a job of it runs."""
+
+    name: str
+    function: Callable[..., Any]
+    queue: str = "default"
+    max_attempts: int = 5
+    timeout: timedelta | None = timedelta(minutes=15)
+    """How long one run may take; None: for ever."""
+    priority: Priority = "normal"
+    key: str | None = None
+    """The name of the argument that is the user key."""
+    dedup: tuple[str, ...] = ()
+    """The names of the arguments that make the dedup key; empty: jobs are not deduplicated."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    isolation: Isolation = "auto"
+    signature: inspect.Signature = field(init=False)
+    is_async: bool = field(init=False)
+    head: bytes = field(init=False)
+    """The constant first part of each envelope."""
+    required: int = field(init=False)
+    positional: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        signature = inspect.signature(self.function)
+        parameters = list(signature.parameters.values())
+        _check_spec(self, signature)
+        needed = [p for p in parameters if p.default is p.empty]
+        by_position = [p for p in parameters if p.kind in _POSITIONAL]
+        keyword_needed = any(p.kind is p.KEYWORD_ONLY for p in needed)
+        values: dict[str, Any] = {
+            "signature": signature,
+            "is_async": inspect.iscoroutinefunction(self.function),
+            "head": b'{"v":1,"h":"%s"' % self.name.encode(),
+            "required": len(needed) if not keyword_needed else len(by_position) + 1,
+            "positional": len(by_position),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def timeout_ms(self) -> int:
+        """The timeout in ms; 0: none."""
+        return to_ms(self.timeout) if self.timeout is not None else 0
+
+    def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See that a call with these arguments would work.
+
+        Raises:
+            BadArguments: It would not; the message shows the handler's signature.
+        """
+        if not kwargs and self.required <= len(args) <= self.positional:
+            return  # Nearly every call; `bind` costs ten times as much.
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BadArguments(f"{self.name}{self.signature}: {error}") from None
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return the value that a parameter would have in a call with these arguments."""
+        if name in kwargs:
+            return kwargs[name]
+        position = list(self.signature.parameters).index(name)
+        if position < len(args):
+            return args[position]
+        return self.signature.parameters[name].default
+
+
+def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
+    check_queue_name(spec.queue)
+    where = f"handler {spec.name!r}"
+    if not spec.name.isidentifier() and not all(
+        part.isidentifier() for part in spec.name.replace("-", "_").split(".")
+    ):
+        raise ConfigurationError(
+            f"{where}: a name is letters, digits and '_', with '.' or '-' between"
+        )
+    if spec.max_attempts < 1:
+        raise ConfigurationError(
+            f"{where}: max_attempts counts from 1, and {spec.max_attempts} came"
+        )
+    if spec.timeout is not None and spec.timeout <= timedelta(0):
+        raise ConfigurationError(
+            f"{where}: timeout must be longer than nothing, and {spec.timeout} came"
+        )
+    if spec.priority not in LANES[:3]:
+        raise ConfigurationError(f"{where}: priority is high, normal or low, not {spec.priority!r}")
+    variadic = [p.name for p in signature.parameters.values() if p.kind in _VARIADIC]
+    if variadic:
+        raise ConfigurationError(
+            f"{where} takes *{variadic[0]}: name each argument, so that a wrong call is refused when it is enqueued"
+        )
+    for name in (*spec.dedup, *([spec.key] if spec.key else [])):
+        if name not in signature.parameters:
+            raise ConfigurationError(f"{where} has no argument {name!r}: it is {signature}")
+
+
+class Registry:
+    """Handlers by name."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, HandlerSpec] = {}
+
+    def add(self, spec: HandlerSpec) -> None:
+        """Register a handler.
+
+        Raises:
+            ConfigurationError: Another one has the name.
+        """
+        known = self._specs.get(spec.name)
+        if known is not None and known.function.__module__ != spec.function.__module__:
+            raise ConfigurationError(
+                f"two handlers are named {spec.name!r}: {known.function.__module__} and "
+                f"{spec.function.__module__}; give one a name="
+            )
+        self._specs[spec.name] = spec
+
+    def find(self, name: str) -> HandlerSpec | None:
+        """Return the handler of that name, or None."""
+        return self._specs.get(name)
+
+    def get(self, name: str) -> HandlerSpec:
+        """Return the handler of that name.
+
+        Raises:
+            UnknownHandler: There is none; the message lists those that there are.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self._specs)) or "none is registered"
+            raise UnknownHandler(f"no handler is named {name!r} (known: {known})")
+        return spec
+
+    def __iter__(self) -> Iterator[HandlerSpec]:
+        return iter(self._specs.values())
+
+    def __len__(self) -> int:
+        return len(self._specs)

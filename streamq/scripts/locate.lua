@@ -1,0 +1,25 @@
+#!lua flags=no-writes,allow-oom
+-- locate: where jobs are now. Reads only.
+--
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index
+-- ARGV  job ids (at most 128)
+-- Returns per job  {}                                                            not live
+--                  {0, due ms, payload}                                          delayed or retrying
+--                  {digit, entry id, fields, consumer or '', ms since delivery}  in a lane
+local found = {}
+if #ARGV == 0 then return found end
+local tokens = redis.call('HMGET', KEYS[9], unpack(ARGV))
+for i = 1, #ARGV do
+  local token = tokens[i]
+  found[i] = {}
+  if token == 'z' then
+    found[i] = {0, redis.call('ZSCORE', KEYS[7], ARGV[i]) or '0', redis.call('HGET', KEYS[8], ARGV[i]) or ''}
+  elseif token then
+    local lane, place = tonumber(string.sub(token, 1, 1)), string.match(token, '^%d([%d%-]+)')
+    local entry = redis.call('XRANGE', KEYS[lane], place, place)[1]
+    local held = redis.pcall('XPENDING', KEYS[lane], 'g', place, place, 1)
+    local row = not held.err and held[1]
+    if entry then found[i] = {lane, place, entry[2], row and row[2] or '', row and row[3] or 0} end
+  end
+end
+return found

@@ -1,0 +1,41 @@
+#!lua flags=no-writes,allow-oom
+-- view: what a partition holds now. Reads only.
+--
+-- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause
+-- ARGV  1 the most workers to list
+-- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, pause or '',
+--          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''}}
+local GROUP = 'g'
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- The id of the last entry that any worker read; nothing was read when there is no group yet.
+local function last_read(stream)
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if groups.err then return '0-0' end
+  for _, group in ipairs(groups) do
+    local fields = {}
+    for i = 1, #group, 2 do fields[group[i]] = group[i + 1] end
+    if fields['name'] == GROUP then return fields['last-delivered-id'] end
+  end
+  return '0-0'
+end
+
+local lanes = {}
+for lane = 1, 6 do
+  local held, pending = {}, redis.pcall('XPENDING', KEYS[lane], GROUP)
+  for _, row in ipairs(not pending.err and pending[4] or {}) do
+    held[#held + 1] = row[1]
+    held[#held + 1] = tonumber(row[2])
+  end
+  local oldest = redis.call('XRANGE', KEYS[lane], '(' .. last_read(KEYS[lane]), '+', 'COUNT', 1)[1]
+  lanes[#lanes + 1] = redis.call('XLEN', KEYS[lane])
+  lanes[#lanes + 1] = held
+  lanes[#lanes + 1] = oldest and oldest[1] or ''
+end
+local due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
+return {
+  now, redis.call('ZCARD', KEYS[7]), due or '', redis.call('HLEN', KEYS[8]), redis.call('XLEN', KEYS[9]),
+  redis.call('XLEN', KEYS[11]), redis.call('HGET', KEYS[12], 'queue') or '',
+  redis.call('ZRANGE', KEYS[10], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES'), lanes,
+}
