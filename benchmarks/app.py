@@ -1,0 +1,145 @@
+"""The application that streamq's workers run in the benchmarks, and how its workers are started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import tally
+from benchmarks.processes import Child
+from streamq.app import StreamQ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.servers import RedisServer
+    from benchmarks.tally import Tallies
+
+__all__ = ["QUEUE", "app", "environment", "worker"]
+
+QUEUE = "bench"
+IO_JOB_S = 0.05
+RELEASE = "release"
+"""A file of this name in the folder of the tallies lets the jobs that hold a slot go."""
+
+app = StreamQ()
+
+done: Callable[[], None] | None = None
+
+
+def _count() -> None:
+    global done
+    done = tally.counter()
+    done()
+
+
+@app.handler(queue=QUEUE)
+async def noop(x: str) -> None:  # noqa: ARG001 - it is the payload
+    """Do nothing but count."""
+    done() if done is not None else _count()
+
+
+@app.handler(queue=QUEUE, dedup="user")
+async def noop_of(user: str, x: str) -> None:  # noqa: ARG001
+    """Do nothing but count; one per user at a time."""
+    done() if done is not None else _count()
+
+
+@app.handler(queue=QUEUE)
+async def io(x: str) -> None:  # noqa: ARG001
+    """Wait, as for an answer of another service."""
+    await asyncio.sleep(IO_JOB_S)
+    done() if done is not None else _count()
+
+
+@app.handler(queue=QUEUE)
+def io_in_thread(x: str) -> None:  # noqa: ARG001
+    """Wait in a thread."""
+    time.sleep(IO_JOB_S)
+    done() if done is not None else _count()
+
+
+@cache
+def _keep() -> Callable[[int], None]:
+    return tally.recorder_of_values()
+
+
+@cache
+def _journal() -> Callable[[str, str, int], None]:
+    return tally.journal()
+
+
+@app.handler(queue=QUEUE)
+async def stopwatch(x: str) -> None:
+    """Note how long ago the job was sent, in ns."""
+    _keep()(time.monotonic_ns() - int(x.split()[0]))
+
+
+@app.handler(queue=QUEUE)
+async def punctual(due_ms: float, x: str) -> None:  # noqa: ARG001
+    """Note how late the job is, in µs; negative when it is early."""
+    _keep()(round(time.time() * 1e6 - due_ms * 1e3))
+
+
+@app.handler(queue=QUEUE)
+async def short(sent_ns: int) -> None:
+    """Work 1 ms; note how long ago the job was sent, in ns."""
+    _keep()(time.monotonic_ns() - sent_ns)
+    await asyncio.sleep(0.001)
+
+
+@app.handler(queue=QUEUE)
+async def long(seconds: float) -> None:
+    """Hold a slot."""
+    await asyncio.sleep(seconds)
+
+
+@app.handler(queue=QUEUE, timeout=None)
+async def held(name: str) -> None:
+    """Write down the start; the first time, hold the slot until released."""
+    write = _journal()
+    write("start", name, 1)
+    folder = Path(os.environ[tally.FOLDER])
+    try:
+        os.close(os.open(folder / f"held-{name}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        write("end", name, 1)
+        return
+    while not (folder / RELEASE).exists():  # noqa: ASYNC110 - the signal comes from another process
+        await asyncio.sleep(0.05)
+    write("end", name, 1)
+
+
+@app.handler(queue=QUEUE)
+async def journaled(name: str, seconds: float) -> None:
+    """Write down start and end."""
+    _journal()("start", name, 1)
+    await asyncio.sleep(seconds)
+    _journal()("end", name, 1)
+
+
+def environment(server_url: str, **settings: str) -> dict[str, str]:
+    """Return what a program of streamq finds in its environment; settings are named as in Python."""
+    fixed = {"REDIS_URL": server_url, "STREAMQ_QUEUES": QUEUE, "STREAMQ_LOG_LEVEL": "warning"}
+    return fixed | {f"STREAMQ_{name.upper()}": value for name, value in settings.items()}
+
+
+def worker(
+    concurrency: int, *arguments: str, url: str | None = None, **settings: str
+) -> Callable[[RedisServer, Tallies], Child]:
+    """Say how to start a worker: by default one process without a parent.
+
+    Args:
+        concurrency: Jobs at once.
+        arguments: More of `streamq worker`, in place of `--no-parent`.
+        url: Another way to the server, for example through a proxy.
+        settings: As `environment` takes them.
+    """
+    line = ["-m", "streamq", "worker", "benchmarks.app:app", *(arguments or ("--no-parent",)), "-c", str(concurrency)]
+    return lambda server, tallies: Child(
+        *line, environment=tallies.environment | environment(url or server.url, **settings)
+    )

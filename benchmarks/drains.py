@@ -1,0 +1,103 @@
+"""How fast and at what cost waiting jobs are worked off, watched from outside the processes that do it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.processes import Child
+from benchmarks.servers import RedisServer, ServerFigures
+from benchmarks.tally import Tallies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Drained", "Start", "drain", "tallied"]
+
+Start = Callable[[RedisServer, Tallies], Child]
+"""Starts a process that works jobs off."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What happened between the end of the warm-up and the last jobs."""
+
+    jobs: int
+    seconds: float
+    worker_cpu_s: tuple[float, ...]
+    """Per process."""
+    redis_cpu_s: float
+    round_trips: int
+    commands: int
+
+    @property
+    def per_second(self) -> float:
+        """Jobs a second."""
+        return self.jobs / self.seconds
+
+    @property
+    def worker_us(self) -> float:
+        """Processor time of the workers per job."""
+        return sum(self.worker_cpu_s) / self.jobs * 1e6
+
+    @property
+    def redis_us(self) -> float:
+        """Processor time of the server per job."""
+        return self.redis_cpu_s / self.jobs * 1e6
+
+
+@dataclass(frozen=True)
+class _Sample:
+    at: float
+    jobs: int
+    worker_cpu_s: tuple[float, ...]
+    redis_cpu_s: float
+    figures: ServerFigures
+
+
+@contextmanager
+def tallied() -> Iterator[Tallies]:
+    """Give a folder for tallies that is gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="streamq-bench-") as folder:
+        yield Tallies(Path(folder))
+
+
+def drain(server: RedisServer, starts: Sequence[Start], total: int, *, limit_s: float = 120) -> Drained:
+    """Start the processes on a server that holds `total` jobs, and measure the middle: from 10 % to 97 % done.
+
+    Start and end of the processes, warm-up, and the tail when one of them has run dry are left out.
+    """
+    with tallied() as tallies, ExitStack() as stack:
+        children = [stack.enter_context(start(server, tallies)) for start in starts]
+
+        def reached(jobs: int) -> _Sample:
+            until = time.monotonic() + limit_s
+            while (done := tallies.total()) < jobs:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{done} of {total} jobs done in {limit_s} s:\n{children[0].output[-4000:]}")
+                for child in children:
+                    child.assert_alive()
+                time.sleep(0.003)
+            return _Sample(
+                time.monotonic(),
+                tallies.total(),
+                tuple(child.cpu.seconds() for child in children),
+                server.cpu.seconds(),
+                server.figures(),
+            )
+
+        first, last = reached(total // 10), reached(total * 97 // 100)
+        reached(total)
+    return Drained(
+        jobs=last.jobs - first.jobs,
+        seconds=last.at - first.at,
+        worker_cpu_s=tuple(end - begin for begin, end in zip(first.worker_cpu_s, last.worker_cpu_s, strict=True)),
+        redis_cpu_s=last.redis_cpu_s - first.redis_cpu_s,
+        round_trips=last.figures.replies - first.figures.replies - 6,
+        commands=last.figures.commands - first.figures.commands,
+    )

