@@ -1,0 +1,418 @@
+"""Keeps the roles of one machine alive: starts, restarts, scales, rolls and stops their processes.
+
+Nothing in here waits for one child while another needs something: every slot, drain and roll is a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from streamq.clock import utc_now
+from streamq.errors import BadInput
+from streamq.logs import event
+from streamq.parent.control import Control
+from streamq.parent.guard import Guard
+from streamq.parent.output import Output
+from streamq.parent.roles import Hooks, Pace
+from streamq.parent.slot import Desk, Slot
+from streamq.process import exit_status, notify, rss_bytes, watchdog_period_s
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from pathlib import Path
+
+    from streamq.parent.child import Child, Death
+    from streamq.parent.roles import Role
+
+__all__ = ["MOST_INSTANCES", "Parent"]
+
+log = logging.getLogger(__name__)
+
+MOST_INSTANCES = 1_000
+"""More processes than this on one machine is a typing error."""
+FORCED, QUIT, INTERNAL_ERROR = 130, 131, 70
+WORKER = "worker"
+ECHO_S = 0.1
+"""Two stop signals closer than this are one: tools such as `uv run` repeat the Ctrl-C that the terminal sent too."""
+STATUS_PERIOD_S = 1.0
+
+
+class Parent:
+    """The supervisor. `await run()` ends when everything has ended, with the exit code of the whole."""
+
+    def __init__(
+        self,
+        roles: Sequence[Role],
+        *,
+        directory: Path | None = None,
+        hooks: Hooks | None = None,
+        pace: Pace | None = None,
+        output: Output | None = None,
+    ) -> None:
+        """Make a parent; nothing is started yet.
+
+        Args:
+            roles: What to run; names differ.
+            directory: Where the control socket goes; None for no control socket.
+            hooks: Who is told of deaths, and who beats.
+            pace: How patient to be.
+            output: Where the children's lines go.
+        """
+        self._roles = {role.name: role for role in roles}
+        self._output = output or Output()
+        self._pace = pace or Pace()
+        self._guard = Guard(hooks or Hooks(), self._pace, self._children)
+        self._desk = Desk(self._output, self._pace, self._on_ready, self._guard.died, self._on_given_up)
+        self._control = Control(directory, self, self._output) if directory else None
+        self._slots: list[Slot] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rolling: set[str] = set()
+        self._finished = asyncio.Event()
+        self._exit_code = 0
+        self._signalled_s: float | None = None
+        self._is_stopping = self._is_forced = self._is_quiet = self._told_ready = False
+        self._has_terminal = _has_terminal()
+        self._started_at = utc_now()
+        self._signals: tuple[signal.Signals, ...] = ()
+
+    async def run(self) -> int:
+        """Start everything, and keep it running until told to stop.
+
+        Returns:
+            0 after a clean stop, 1 if a child had to be killed or failed while stopping, 130 when forced, and the
+            child's own code if a role could not be started.
+        """
+        self._install_signals()
+        if self._control is not None:
+            await self._control.open()
+        for role in self._roles.values():
+            self._fill(role, role.instances)
+        watchers = [self._guard.beat_forever(), self._guard.bury_forever(), self._guard.watch_forever()]
+        background = [self._start(watcher) for watcher in (*watchers, self._report_forever())]
+        try:
+            await self._finished.wait()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await self._guard.close()
+            if self._control is not None:
+                await self._control.close()
+            self._output.close()
+            self._remove_signals()
+        return self._exit_code
+
+    # What an operator may ask for.
+
+    def scale(self, name: str, instances: int) -> int:
+        """Set how many children a role has. Those too many drain in parallel, the highest numbers first.
+
+        Returns:
+            How many it was meant to have before.
+
+        Raises:
+            BadInput: There is no such role, the number is out of range, or we are stopping; nothing was changed.
+        """
+        role = self._role(name)
+        if not 0 <= instances <= MOST_INSTANCES:
+            raise BadInput(f"cannot scale {name} to {instances}: expected 0 to {MOST_INSTANCES}")
+        self._drop_failed(role)
+        before = self._active(role)
+        self._fill(role, instances)
+        for slot in before[instances:]:
+            self._start(slot.retire())
+        if len(before) != instances:
+            event(log, logging.INFO, "parent.scaled", f"{name}: {len(before)} → {instances}", role=name, n=instances)
+        return len(before)
+
+    def restart(self, name: str, *, is_rolling: bool = True) -> None:
+        """Restart every child of a role: one at a time and the new one ready first, or all at once.
+
+        Raises:
+            BadInput: There is no such role, a rolling restart of it is under way, or we are stopping.
+        """
+        role = self._role(name)
+        if name in self._rolling:
+            raise BadInput(f"a rolling restart of {name} is under way")
+        failed = self._drop_failed(role)
+        for slot in self._active(role):
+            if not is_rolling:
+                self._start(slot.recycle())
+        if is_rolling:
+            self._rolling.add(name)
+            self._start(self._roll(role))
+        self._fill(role, len(self._active(role)) + failed)
+
+    def stop(self, exit_code: int = 0) -> None:
+        """Drain everything in parallel, then end `run`. The first call counts."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._exit_code = exit_code
+            notify("STOPPING=1", "STATUS=draining")
+            event(log, logging.INFO, "parent.stopping", "stopping: running jobs get their grace")
+            self._start(self._stop_all())
+
+    def ps(self) -> dict[str, Any]:
+        """Describe the parent and its children, for `streamq ps`."""
+        return {
+            "parent": {"pid": os.getpid(), "started_at": self._started_at.isoformat(), "state": self._state},
+            "roles": {name: len(self._active(role)) for name, role in self._roles.items()},
+            "children": [
+                _described(slot) for slot in sorted(self._slots, key=lambda slot: (slot.role.name, slot.number))
+            ],
+        }
+
+    def names(self) -> set[str]:
+        """Return the names of all roles and children, and `parent`, whose lines may be asked for."""
+        return {"parent", *self._roles, *(slot.name for slot in self._slots)}
+
+    # Slots.
+
+    @property
+    def _state(self) -> str:
+        return "stopping" if self._is_stopping else "quiet" if self._is_quiet else "running"
+
+    def _role(self, name: str) -> Role:
+        if self._is_stopping:
+            raise BadInput("the parent is stopping")
+        try:
+            return self._roles[name]
+        except KeyError:
+            raise BadInput(f"there is no role {name!r} here: expected one of {', '.join(self._roles)}") from None
+
+    def _active(self, role: Role) -> list[Slot]:
+        """The slots that count, lowest number first: not those that leave, are on trial, or have failed."""
+        slots = [slot for slot in self._slots if slot.role is role and not (slot.is_leaving or slot.is_trial)]
+        return sorted((slot for slot in slots if not slot.has_failed), key=lambda slot: slot.number)
+
+    def _children(self) -> Iterable[Child]:
+        return [slot.child for slot in self._slots if slot.child is not None]
+
+    def _fill(self, role: Role, instances: int) -> None:
+        """Add slots until the role has so many, each with the lowest free number."""
+        active = self._active(role)
+        taken = {slot.number for slot in active}
+        free = (number for number in range(1, len(taken) + instances + 1) if number not in taken)
+        for _ in range(instances - len(active)):
+            self._open(Slot(role, next(free), self._desk))
+
+    def _open(self, slot: Slot) -> Slot:
+        self._slots.append(slot)
+        self._start(self._keep(slot))
+        return slot
+
+    async def _keep(self, slot: Slot) -> None:
+        await slot.keep()
+        if not slot.has_failed or slot.is_trial:  # a slot that was given up stays in sight
+            self._slots.remove(slot)
+        if self._is_stopping and not slot.stopped_well and self._exit_code == 0:
+            self._exit_code = 1
+        self._finish_if_over(is_done=slot.role.once)
+
+    def _finish_if_over(self, *, is_done: bool = False) -> None:
+        """End `run` when nothing runs and nothing will: a role that was scaled to 0 may be wanted again."""
+        if all(slot.has_ended for slot in self._slots) and (self._is_stopping or is_done):
+            self._finished.set()
+
+    def _drop_failed(self, role: Role) -> int:
+        """Forget the slots that were given up, so that they are tried again."""
+        failed = [slot for slot in self._slots if slot.role is role and slot.has_failed and not slot.is_trial]
+        for slot in failed:
+            self._slots.remove(slot)
+        return len(failed)
+
+    def _on_ready(self, child: Child) -> None:
+        event(log, logging.INFO, "parent.child_ready", f"{child.name} is ready", child=child.name)
+        if self._is_quiet and child.speaks:
+            child.send(signal.SIGTSTP)
+        self._tell_ready()
+
+    def _on_given_up(self, slot: Slot, death: Death) -> None:
+        """Stop everything with the child's exit code, unless others of its role are known to work."""
+        others = [other for other in self._active(slot.role) if other is not slot and other.was_ready]
+        if not others:
+            self.stop(exit_status(death.returncode) or 1)
+
+    # Tasks.
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            event(log, logging.CRITICAL, "parent.failed", f"an error inside the parent: {error!r}")
+            log.critical("stopping everything", exc_info=error)
+            self.stop(INTERNAL_ERROR)
+
+    async def _roll(self, role: Role) -> None:
+        """Replace the children of a role one after another, and stop at the first replacement that does not come up."""
+        try:
+            for old in self._active(role):
+                if old.is_leaving or await self._replace(old):
+                    continue
+                text = f"the rolling restart of {role.name} ends here; the others stay as they are"
+                event(log, logging.ERROR, "parent.roll_failed", text, role=role.name)
+                return
+            event(log, logging.INFO, "parent.rolled", f"{role.name}: rolling restart done", role=role.name)
+        finally:
+            self._rolling.discard(role.name)
+
+    async def _replace(self, old: Slot) -> bool:
+        """Put a new child in the place of an old one; False if the new one did not come up."""
+        role, number = old.role, old.number
+        if not role.overlap:
+            await old.retire()
+            return self._is_stopping or await self._comes_up(self._open(Slot(role, number, self._desk)))
+        new = self._open(Slot(role, number, self._desk, is_trial=True))
+        if not await self._comes_up(new):
+            await new.retire()
+            return False
+        if old.is_leaving:  # scaled down meanwhile
+            await new.retire()
+            return True
+        new.is_trial = False
+        await old.retire()
+        return True
+
+    async def _comes_up(self, slot: Slot) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.ready_limit_s):
+                await slot.settled.wait()
+        return slot.ready.is_set()
+
+    async def _stop_all(self) -> None:
+        await asyncio.gather(*(slot.retire() for slot in list(self._slots)))
+        self._finish_if_over()
+
+    async def _end_now(self) -> None:
+        self._is_forced, self._exit_code = True, FORCED
+        await asyncio.gather(*(slot.force() for slot in list(self._slots)))
+
+    async def _quit(self) -> None:
+        self.stop()
+        self._is_forced, self._exit_code = True, QUIT
+        await asyncio.gather(*(slot.kill() for slot in list(self._slots)))
+
+    # Signals and systemd.
+
+    def _install_signals(self) -> None:
+        handlers = {
+            signal.SIGTERM: self._on_stop_signal,
+            signal.SIGINT: self._on_stop_signal,
+            signal.SIGQUIT: lambda: self._start(self._quit()),
+            signal.SIGHUP: self._on_hangup,
+            signal.SIGTSTP: lambda: self._set_quiet(is_quiet=True),
+            signal.SIGCONT: lambda: self._set_quiet(is_quiet=False),
+            signal.SIGUSR1: lambda: self._forward(signal.SIGUSR1),
+            signal.SIGTTIN: lambda: self._step(+1),
+            signal.SIGTTOU: lambda: self._step(-1),
+        }
+        for number, handler in handlers.items():
+            asyncio.get_running_loop().add_signal_handler(number, handler)
+
+        self._signals = tuple(handlers)
+
+    def _remove_signals(self) -> None:
+        for number in self._signals:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _on_stop_signal(self) -> None:
+        """Drain at the first signal; at the second, force."""
+        now_s = time.monotonic()
+        if self._signalled_s is None:
+            self._signalled_s = now_s
+            self.stop()
+        elif now_s - self._signalled_s > ECHO_S and not self._is_forced:
+            event(log, logging.WARNING, "parent.forced", "stopping by force")
+            self._start(self._end_now())
+
+    def _on_hangup(self) -> None:
+        """Roll; but stop if the terminal that we were started at is gone, for nobody would ever stop us."""
+        if self._has_terminal and not _has_terminal():
+            self._on_stop_signal()
+            return
+        for name in self._roles:
+            self._ask(self.restart, name)
+
+    def _step(self, change: int) -> None:
+        """Scale the workers, or the first role where none is called so, by one; never to none."""
+        name = WORKER if WORKER in self._roles else next(iter(self._roles))
+        self._ask(self.scale, name, max(1, len(self._active(self._roles[name])) + change))
+
+    def _ask(self, command: Callable[..., object], *args: object) -> None:
+        """Do what a signal asks for; nobody waits for an answer, so a refusal goes to the log."""
+        try:
+            command(*args)
+        except BadInput as refusal:
+            event(log, logging.WARNING, "parent.refused", str(refusal))
+
+    def _set_quiet(self, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._forward(signal.SIGTSTP if is_quiet else signal.SIGCONT)
+
+    def _forward(self, number: signal.Signals) -> None:
+        for child in self._children():
+            if child.speaks and child.ready.is_set():  # others may not expect it, and die of it
+                child.send(number)
+
+    async def _report_forever(self) -> None:
+        """Tell systemd how things stand, each second, or more often where its watchdog asks for that."""
+        watchdog_s = watchdog_period_s()
+        while True:
+            notify(f"STATUS={self._summary()}", *(["WATCHDOG=1"] if watchdog_s else []))
+            await asyncio.sleep(min(STATUS_PERIOD_S, watchdog_s or STATUS_PERIOD_S))
+
+    def _tell_ready(self) -> None:
+        """Say once that every role works."""
+        if not self._told_ready and all(self._is_up(role) for role in self._roles.values()):
+            self._told_ready = True
+            notify("READY=1", f"STATUS={self._summary()}")
+            event(log, logging.INFO, "parent.ready", f"ready: {self._summary()}")
+
+    def _is_up(self, role: Role) -> bool:
+        slots = self._active(role)
+        return not slots or any(slot.ready.is_set() for slot in slots)
+
+    def _summary(self) -> str:
+        active = [slot for role in self._roles.values() for slot in self._active(role)]
+        children = [slot.child for slot in active if slot.child is not None and slot.ready.is_set()]
+        busy, slots = sum(child.busy for child in children), sum(child.slots for child in children)
+        return f"{len(children)}/{len(active)} ready, {busy}/{slots} busy" + (", stopping" * self._is_stopping)
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.isatty(0) and os.tcgetpgrp(0) >= 0
+    except OSError:
+        return False
+
+
+def _described(slot: Slot) -> dict[str, Any]:
+    child, death = slot.child, slot.last_death
+    alive = child if child is not None and child.is_alive else None
+    return {
+        "role": slot.role.name,
+        "name": slot.name,
+        "state": slot.state,
+        "pid": alive.pid if alive else None,
+        "started_at": alive.started_at.isoformat() if alive else None,
+        "uptime_s": round(alive.lived_s, 1) if alive else None,
+        "busy": alive.busy if alive else 0,
+        "slots": alive.slots if alive else 0,
+        "silent_s": round(alive.silent_s, 1) if alive else None,
+        "rss_bytes": rss_bytes(alive.pid) if alive else None,
+        "consumers": list(alive.consumers) if alive else [],
+        "restarts": slot.restarts,
+        "last_death": death.words if death else None,
+    }

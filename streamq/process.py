@@ -1,0 +1,125 @@
+"""What a process and its machine tell each other: systemd, a heartbeat file for probes, and how a dead one ended.
+
+Nothing here may block or raise because the machine does not care: a missing systemd is not an error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "beat_file", "exit_status", "exit_words", "file_age_s", "is_frozen",
+    "notify", "rss_bytes", "watchdog_period_s",
+]  # fmt: skip
+
+HEARTBEAT_PERIOD_S = 5.0
+"""How often a live process touches its heartbeat file."""
+HEARTBEAT_LIMIT_S = 30.0
+"""A heartbeat file older than this belongs to a process that is stuck or gone."""
+
+_EXIT_WORDS = {
+    0: "ended",
+    1: "failed",
+    2: "wrong command line",
+    64: "wrong command line",
+    65: "bad input",
+    69: "a server could not be reached",
+    70: "an error inside streamq",
+    75: "a temporary failure",
+    78: "bad configuration",
+    126: "the program may not be executed",
+    127: "the program was not found",
+    130: "forced to stop",
+}
+
+
+def notify(*states: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell systemd something, for example `notify("READY=1", "STATUS=2 of 2 ready")`.
+
+    Returns:
+        Whether it was sent; False where no systemd listens.
+
+    See https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html.
+    """
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    if address.startswith("@"):  # the abstract namespace
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.connect(address)
+            sender.sendall("\n".join(states).encode())
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_period_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return how often `notify("WATCHDOG=1")` is due: half of what systemd allows. None if it does not watch us."""
+    limit_us = environ.get("WATCHDOG_USEC", "")
+    watched = environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not limit_us.isdecimal() or int(limit_us) == 0 or watched != str(os.getpid()):
+        return None
+    return int(limit_us) / 1_000_000 / 2
+
+
+def beat_file(path: Path) -> None:
+    """Touch the heartbeat file, making it if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def file_age_s(path: Path) -> float | None:
+    """Return how long ago the heartbeat file was touched; None if there is none."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+
+
+def exit_status(returncode: int) -> int:
+    """Return the code with which a program passes on how its child ended: 128 + n for signal n, as a shell does."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def exit_words(returncode: int) -> str:
+    """Say how a process ended, for a person: `exit 78, bad configuration` or `killed by SIGSEGV`.
+
+    Args:
+        returncode: As `subprocess` gives it: minus the signal's number for a process that a signal ended.
+    """
+    if returncode >= 0:
+        words = _EXIT_WORDS.get(returncode, "")
+        return f"exit {returncode}, {words}" if words else f"exit {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    hint = ", perhaps out of memory" if -returncode == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Return the memory that a process holds; None where /proc does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return None
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether the process was stopped by SIGSTOP, so that it runs nothing; False where /proc does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
