@@ -319,6 +319,11 @@ class Partition:
         _, fenced = await self._wire.script(load("beat"), [self.keys.workers], list(consumers))
         return [name.decode() for name in fenced]
 
+    async def renew(self, consumer: str) -> int:
+        """Keep every delivery of a worker whose loop is blocked. Returns how many were kept."""
+        keys = (*self.keys.lanes, self.keys.workers)
+        return int(await self._wire.script(load("renew"), keys, [consumer, 1000]))
+
     async def bury(self, consumers: Sequence[str]) -> int:
         """Say that somebody saw these workers die: what they held is free at once."""
         keys = (self.keys.lanes[0], self.keys.workers)

@@ -1,0 +1,84 @@
+"""What a handler can learn of the job that it runs: `current_job()`."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from streamq.clock import from_ms
+from streamq.errors import StreamQError
+
+if TYPE_CHECKING:
+    from streamq.job import Delivery, Envelope
+
+__all__ = ["JobContext", "Place", "current_job", "place"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """The job that runs, as its handler sees it."""
+
+    id: str
+    handler: str
+    key: str | None
+    attempt: int
+    """From 1."""
+    max_attempts: int
+    fence: int
+    """Rises with every start of this job. A system that remembers the highest one seen can refuse a late writer."""
+    enqueued_at: datetime
+    deadline: datetime | None
+    occurrence: str | None
+    headers: dict[str, str]
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether a failure now is final."""
+        return self.attempt >= self.max_attempts
+
+
+class Place:
+    """Where one job at a time runs. It stays the same from job to job; what it holds changes.
+
+    So a handler that sets context variables of its own is noticed by a changed context, and its place is not used
+    again.
+    """
+
+    __slots__ = ("delivery", "max_attempts")
+
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
+        self.max_attempts = 0
+
+
+place: ContextVar[Place] = ContextVar("streamq_place")
+
+
+def current_job() -> JobContext:
+    """Return the job that this code runs for.
+
+    Raises:
+        StreamQError: No job runs here.
+    """
+    here = place.get(None)
+    delivery = here.delivery if here is not None else None
+    if here is None or delivery is None or delivery.envelope is None:
+        raise StreamQError("no job runs here: current_job() is for code that a handler calls")
+    return _context(delivery, delivery.envelope, here.max_attempts)
+
+
+def _context(delivery: Delivery, envelope: Envelope, max_attempts: int) -> JobContext:
+    return JobContext(
+        id=delivery.id.decode(),
+        handler=envelope.handler,
+        key=envelope.key,
+        attempt=envelope.attempt,
+        max_attempts=max_attempts,
+        fence=(envelope.starts << 16) | delivery.delivery,
+        enqueued_at=from_ms(delivery.enqueued_ms),
+        deadline=from_ms(envelope.deadline_ms) if envelope.deadline_ms else None,
+        occurrence=envelope.occurrence,
+        headers=envelope.headers,
+    )

@@ -1,0 +1,391 @@
+"""The pump: keeps one partition and one worker in step, through lost connections and all.
+
+One call is under way at a time, and while it is, the jobs of the one before run: settle, beat and read share the
+round trip. Only an idle worker waits inside Redis, over a second connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from typing import TYPE_CHECKING
+
+from streamq.broker.partition import BATCH, Arg, CycleReply, Partition, Report, Unregistered
+from streamq.broker.wire import Fault, ServerRefused
+from streamq.clock import ServerClock
+from streamq.errors import BrokerUnavailable, QueueFull
+from streamq.logs import event
+from streamq.worker.settle import Settled, add_to_report
+
+if TYPE_CHECKING:
+    from streamq.broker.server import Broker
+    from streamq.job import Delivery
+    from streamq.worker.slots import Slots
+
+__all__ = ["Pump"]
+
+log = logging.getLogger("streamq.worker")
+
+BLOCK_MS = 5_000
+"""How long an idle reader waits inside Redis. Due times, beats and take-overs have their own timers."""
+
+STALE_S = 0.03
+"""A job that was read ahead and waits longer than this goes back, for a worker that is free."""
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 5.0
+_DEAD_LETTERS = 100_000
+_NEVER_MS = 1 << 52
+
+
+class Pump:
+    """One partition's part of a worker."""
+
+    def __init__(self, broker: Broker, queue: str, slots: Slots, *, name: str) -> None:
+        self.queue = queue
+        self.buffer: deque[Delivery] = deque()
+        """Read and not started."""
+        self.suspects: deque[Delivery] = deque()
+        """Were running when a worker died, twice: they run alone."""
+        self.finished: deque[Settled] = deque()
+        """Settled by the next cycle."""
+        self.clock = ServerClock()
+        self.reserved = 0
+        """Slots promised to what is being read just now."""
+        self.consumer = ""
+        self.failure: Exception | None = None
+        """Why Redis cannot be reached, while it cannot."""
+        self.last_good = 0.0
+        """When the last round trip ended, on the loop's clock."""
+        self._slots = slots
+        self._settings = slots.settings
+        self._name = name
+        self._lives = 0
+        self._partition: Partition = broker.partition(queue)
+        self._reading: Partition = broker.partition(queue)
+        self._reader: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._markers: list[Arg] = []
+        self._control_cursor = b"0-0"
+        self._hungry = True
+        """Whether a read may find something: not after one that found nothing."""
+        self._paused = False
+        self._in_doubt = False
+        """Whether the last report's reply was lost."""
+        self._cycles = 0
+        self._next_due_at = 0.0
+        self._next_beat_at = 0.0
+        self._next_sweep_at = 0.0
+        self._trust_beats_at = 0.0
+        self._sweep_cursors = [b"0-0"] * 6
+        self._loop = asyncio.get_running_loop()
+        self._stale_check: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """There is something to say or to ask."""
+        self._wake.set()
+
+    def finish(self, item: Settled) -> None:
+        """Take a settled job for the next report."""
+        self.finished.append(item)
+        self._wake.set()
+
+    # The life of a pump.
+
+    async def run(self) -> None:
+        """Serve until cancelled. Redis may come and go."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._serve()
+            except Unregistered:
+                self._forget_everything()
+            except (BrokerUnavailable, OSError) as error:
+                self._note_loss(error)
+                await asyncio.sleep(pause_s * (0.5 + random.random()))
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                if self.failure is None:
+                    pause_s = _FIRST_PAUSE_S
+                continue
+            pause_s = _FIRST_PAUSE_S
+
+    async def _serve(self) -> None:
+        try:
+            if not self.consumer:
+                await self._register()
+            elif self.failure is not None or self._in_doubt:
+                await self._return_after_loss()
+            while True:
+                if self._has_business():
+                    await self._turn()
+                else:
+                    await self._rest()
+        except ServerRefused as error:
+            if error.fault is Fault.REJOIN:
+                raise Unregistered from error
+            raise
+        except QueueFull as error:  # no script of ours is refused for memory, so another limit was hit
+            raise BrokerUnavailable(str(error)) from error
+        finally:
+            await self._stop_reader()
+
+    async def _register(self) -> None:
+        self._lives += 1
+        consumer = self._name if self._lives == 1 else f"{self._name}~{self._lives}"
+        server_ms, self._control_cursor = await self._partition.register(consumer)
+        self.consumer = consumer
+        self._note_contact(server_ms)
+        self._distrust_beats()
+        self._slots.renamed()
+
+    async def _return_after_loss(self) -> None:
+        """Redis is back: settle what the calls that failed left open, then give back what never arrived here."""
+        await self._turn()
+        held = self._slots.tokens_of(self)
+        handed_back = await self._partition.strays(self.consumer, held)
+        if handed_back:
+            event(log, logging.WARNING, "job.reclaimed", queue=self.queue, lost_in_transit=handed_back)
+
+    def _forget_everything(self) -> None:
+        """This worker was given up: its jobs are others' now. Start anew under a new name."""
+        if self.consumer:
+            event(log, logging.WARNING, "worker.fenced", queue=self.queue, worker=self.consumer)
+        self.consumer = ""
+        self._slots.fenced(self)
+        self.buffer.clear()
+        self.suspects.clear()
+        self._slots.counters["late_outcomes"] += len(self.finished)
+        self.finished.clear()
+        self._markers.clear()
+        self._in_doubt = False
+        self._hungry = True
+
+    def _note_loss(self, error: Exception) -> None:
+        self._distrust_beats()
+        if self.failure is None:
+            event(log, logging.ERROR, "redis.lost", queue=self.queue, error=str(error))
+        self.failure = error
+
+    def _note_contact(self, server_ms: int) -> None:
+        now = self._loop.time()
+        expected_ms = self.clock.now_ms()
+        self.clock.observe(server_ms)
+        if self.failure is not None:
+            event(
+                log, logging.INFO, "redis.back", queue=self.queue, gap_s=round(now - self.last_good, 1)
+            )
+            self.failure = None
+        elif self.last_good and abs(server_ms - expected_ms) > self._settings.dead_after_ms / 2:
+            event(
+                log, logging.WARNING, "redis.clock_jumped", queue=self.queue, by_ms=server_ms - expected_ms
+            )
+            self._distrust_beats()
+        self.last_good = now
+
+    def _distrust_beats(self) -> None:
+        """Give up nobody for a while: after an outage every worker's last beat looks old, and none of them died."""
+        self._trust_beats_at = self._loop.time() + self._settings.dead_after_ms / 1000
+
+    # One turn.
+
+    def _has_business(self) -> bool:
+        now = self._loop.time()
+        if self.finished or self._markers or now >= self._next_beat_at:
+            return True
+        if self._next_due_at and now >= self._next_due_at:
+            return True
+        return self._hungry and not self._paused and self._slots.room() > 0
+
+    async def _turn(self) -> None:
+        """Say what happened and get what there is: one round trip."""
+        items, report = self._report()
+        want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.room())
+        self.reserved += want
+        try:
+            reply = await self._partition.cycle(
+                self.consumer,
+                report,
+                want=want,
+                reads=self._slots.reads(self._cycles) if want else (),
+                dead_after_ms=self._dead_after_ms(),
+                control_cursor=self._control_cursor,
+                limits=(self._settings.outbox_max if self._settings.history else 0, _DEAD_LETTERS),
+                now=self._loop.time(),
+            )
+        except (BrokerUnavailable, OSError):
+            # Whether it was taken is unknown; saying it again is harmless.
+            self.finished.extendleft(reversed(items))
+            self._in_doubt = True
+            raise
+        finally:
+            self.reserved -= want
+        self._take(reply, want)
+
+    def _report(self) -> tuple[list[Settled], Report]:
+        finished = self.finished
+        items = [finished.popleft() for _ in range(min(BATCH, len(finished)))]
+        report = Report()
+        for item in items:
+            add_to_report(report, item)
+        if self._markers:
+            report.markers, self._markers = self._markers[: 2 * BATCH], self._markers[2 * BATCH :]
+        now = self._loop.time()
+        if now >= self._next_beat_at:
+            report.renewed = self._slots.due_for_renewal(self, now)
+            self._next_beat_at = now + self._settings.beat_ms / 1000
+        return items, report
+
+    def _dead_after_ms(self) -> int:
+        if self._loop.time() < self._trust_beats_at:
+            return _NEVER_MS
+        return self._settings.dead_after_ms
+
+    def _take(self, reply: CycleReply, want: int) -> None:
+        self._cycles += 1
+        self._note_contact(reply.server_ms)
+        if reply.refused and not self._in_doubt:
+            self._slots.refused(self, reply.refused)
+        self._in_doubt = False
+        for job_id in reply.lost:
+            self._slots.lose(job_id)
+        self._markers += reply.markers
+        self._paused = reply.is_paused
+        due_s = (reply.next_due_ms - reply.server_ms) / 1000
+        self._next_due_at = self._loop.time() + max(0.0, due_s) if reply.next_due_ms >= 0 else 0.0
+        if want:
+            self._hungry = bool(reply.deliveries) or (reply.next_due_ms >= 0 and due_s <= 0)
+        if reply.control:
+            self._control_cursor = reply.control[-1][0]
+            for _, message in reply.control:
+                self._slots.control(message)
+        self._receive(reply.deliveries)
+
+    def _receive(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.crashes >= 2:
+                self.suspects.append(delivery)
+            else:
+                self.buffer.append(delivery)
+        self._slots.fill()
+        if self.buffer and self._stale_check is None:
+            self._stale_check = self._loop.call_later(STALE_S, self._return_stale)
+
+    def _return_stale(self) -> None:
+        """Hand back what was read ahead and does not get to run: another worker may be free."""
+        self._stale_check = None
+        oldest = self._loop.time() - STALE_S
+        stale: list[Delivery] = []
+        while self.buffer and self.buffer[0].taken_at < oldest:
+            stale.append(self.buffer.popleft())
+        if stale:
+            self.return_unrun(stale)
+        if self.buffer:
+            self._stale_check = self._loop.call_later(STALE_S / 2, self._return_stale)
+
+    def return_unrun(self, deliveries: list[Delivery]) -> None:
+        """Hand deliveries back; if the call fails, they come back with the lease, or when this worker is gone."""
+        task = self._loop.create_task(self._release(deliveries))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _release(self, deliveries: list[Delivery]) -> None:
+        try:
+            await self._partition.release(self.consumer, deliveries)
+        except (BrokerUnavailable, OSError):
+            self._in_doubt = True  # the next turn finds them as strays
+        self._hungry = True
+        self._wake.set()
+
+    # Waiting.
+
+    async def _rest(self) -> None:
+        """Wait until there is business; an idle worker waits inside Redis as well."""
+        if self._may_read():
+            self._start_reader()
+        if self._loop.time() >= self._next_sweep_at:
+            await self._sweep()
+            return
+        wake_at = min(at for at in (self._next_beat_at, self._next_due_at, self._next_sweep_at) if at)
+        alarm = self._loop.call_at(wake_at, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
+        self._wake.clear()
+
+    def _may_read(self) -> bool:
+        return (
+            (self._reader is None or self._reader.done())
+            and not self._paused
+            and self._slots.free() > 0
+            and self._slots.room() > 0
+        )
+
+    def _start_reader(self) -> None:
+        if self._reader is not None and not self._reader.cancelled():
+            error = self._reader.exception()
+            if error is not None:
+                self._reader = None
+                raise error
+        self._reader = self._loop.create_task(self._read(self._slots.free()))
+        self._reader.add_done_callback(lambda _: self._wake.set())
+
+    async def _read(self, count: int) -> None:
+        """Wait inside Redis for the next jobs, as many as there are free slots now."""
+        self.reserved += count
+        try:
+            deliveries, markers = await self._reading.wait(
+                self.consumer, count, BLOCK_MS, self._loop.time
+            )
+        finally:
+            self.reserved -= count
+        self._markers += markers
+        if deliveries or markers:
+            self._hungry = True
+        self._receive(deliveries)
+
+    async def _stop_reader(self) -> None:
+        """Stop waiting. A delivery that was on its way is found later as a stray."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            self._in_doubt = self._in_doubt or not reader.done()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+        await self._reading.wire.close()
+
+    async def _sweep(self) -> None:
+        """Look for deliveries that nobody renewed within the lease; a lane at a time, where the last look ended."""
+        period_s = self._settings.lease_ms / 3000
+        self._next_sweep_at = self._loop.time() + period_s * (0.75 + random.random() / 2)
+        for lane in range(6):
+            cursor, handed_back, vanished = await self._partition.sweep(
+                lane + 1, lease_ms=self._settings.lease_ms, cursor=self._sweep_cursors[lane]
+            )
+            self._sweep_cursors[lane] = cursor
+            if handed_back or vanished:
+                event(
+                    log, logging.WARNING, "job.reclaimed", queue=self.queue, not_renewed=handed_back, vanished=vanished
+                )
+                self._hungry = True
+            if cursor != b"0-0":
+                self._next_sweep_at = self._loop.time()
+
+    # The end.
+
+    async def leave(self) -> None:
+        """Say the last things, hand back what is left, and go off the books."""
+        await self._stop_reader()
+        if self._stale_check is not None:
+            self._stale_check.cancel()
+        if self._returning:
+            await asyncio.gather(*self._returning, return_exceptions=True)
+        with contextlib.suppress(BrokerUnavailable, OSError, Unregistered, ServerRefused):
+            if self.consumer:
+                while self.finished:
+                    await self._turn()
+                await self._partition.leave(self.consumer)
+        await self._partition.wire.close()

@@ -1,0 +1,164 @@
+"""Run: from a delivery to an outcome. Nothing here knows Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from asyncio import CancelledError, Task
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Any
+
+from streamq.clock import to_ms
+from streamq.job import (
+    CRASH_LIMIT,
+    ENVELOPE_VERSION,
+    Cancel,
+    Cancelled,
+    Completed,
+    Dead,
+    Delivery,
+    Dropped,
+    Envelope,
+    Expired,
+    Fail,
+    Failure,
+    Outcome,
+    Released,
+    Retry,
+    Retrying,
+    Signal,
+    Snooze,
+    Snoozed,
+)
+from streamq.registry import HandlerSpec
+
+__all__ = ["PARK_MS", "RunningJob", "Stop", "run", "verdict"]
+
+PARK_MS = 5_000
+"""A job that this worker cannot run waits that long, and is offered to all workers again."""
+
+_LONGEST_MESSAGE = 2_000
+_LONGEST_TRACEBACK = 16_000
+
+Caller = Callable[["RunningJob"], Awaitable[Any]]
+
+
+class Stop(StrEnum):
+    """Why a running job was told to stop."""
+
+    TIMEOUT = "timeout"
+    CANCEL = "cancel"
+    LEASE_LOST = "lease lost"
+    SHUTDOWN = "shutdown"
+
+
+class RunningJob:
+    """A job while it runs here."""
+
+    __slots__ = (
+        "begun_at", "begun_ms", "call", "delivery", "envelope", "renewed_at", "spec", "stop", "stop_reason", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self, delivery: Delivery, envelope: Envelope, spec: HandlerSpec, call: Caller, begun_ms: int, begun_at: float
+    ) -> None:
+        self.delivery = delivery
+        self.envelope = envelope
+        self.spec = spec
+        self.call = call
+        self.begun_ms = begun_ms
+        self.begun_at = begun_at
+        self.renewed_at = begun_at
+        self.task: Task[None] | None = None
+        self.stop: Stop | None = None
+        self.stop_reason = ""
+
+    @property
+    def max_attempts(self) -> int:
+        """How often the job may run in all."""
+        return self.envelope.max_attempts or self.spec.max_attempts
+
+
+async def run(job: RunningJob) -> Outcome:
+    """Run a job, and say what it came to."""
+    try:
+        return Completed(await job.call(job))
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
+        return _stopped(job, error) or _asked_for(job, error) or _failed(job, error)
+
+
+def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:
+    """Tell what an interrupted job came to, if it was we who interrupted it."""
+    if job.stop is None or not isinstance(error, CancelledError):
+        return None
+    match job.stop:
+        case Stop.TIMEOUT:
+            limit_s = job.spec.timeout_ms / 1000
+            late = Failure("JobTimeout", f"ran longer than its timeout of {limit_s:g} s")
+            return _again(job, late, TimeoutError(late.message))
+        case Stop.CANCEL:
+            return Cancelled(job.stop_reason)
+        case Stop.LEASE_LOST:
+            return Dropped()
+        case Stop.SHUTDOWN:
+            return Released()
+
+
+def _asked_for(job: RunningJob, error: BaseException) -> Outcome | None:
+    """Tell what the handler asked for, if it raised one of our signals."""
+    match error:
+        case Retry(delay=delay) if delay is not None and job.envelope.attempt < job.max_attempts:
+            return Retrying(max(0, to_ms(delay)), _failure(error))
+        case Snooze():
+            return Snoozed(max(0, to_ms(error.delay)), str(error))
+        case Cancel():
+            return Cancelled(str(error))
+        case Fail():
+            return Dead(_failure(error))
+        case _:
+            return None
+
+
+def _failed(job: RunningJob, error: BaseException) -> Outcome:
+    return _again(job, _failure(error), error)
+
+
+def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
+    """Retry while attempts are left and the policy wants it."""
+    attempt = job.envelope.attempt
+    if attempt >= job.max_attempts:
+        return Dead(failure)
+    delay_ms = job.spec.retry.delay_ms(attempt, error)
+    return Dead(failure) if delay_ms is None else Retrying(delay_ms, failure)
+
+
+def _failure(error: BaseException) -> Failure:
+    """Describe an exception; the fingerprint groups those that come from one place."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/streamq/worker/" not in frame.filename]
+    top = own[-1] if own else None
+    place = f"{top.filename}:{top.name}" if top else ""
+    kind = type(error).__qualname__
+    text = "".join(traceback.format_list(own)) if own and not isinstance(error, Signal) else ""
+    mark = hashlib.sha256(f"{kind}|{place}".encode(errors="replace")).hexdigest()[:12]
+    message = str(error).encode(errors="replace").decode()
+    return Failure(kind, message[:_LONGEST_MESSAGE], text[-_LONGEST_TRACEBACK:], mark)
+
+
+def verdict(delivery: Delivery, spec: HandlerSpec | None, now_ms: int) -> Outcome | None:
+    """Tell what becomes of a job that must not be run here and now; None: run it."""
+    if delivery.crashes >= CRASH_LIMIT:
+        return Dead(
+            Failure("CrashedWorker", f"{delivery.crashes} workers died while they ran this job")
+        )
+    envelope = delivery.envelope
+    if envelope is None:
+        return Dead(Failure("BadEnvelope", "the job's envelope cannot be read"))
+    if envelope.version > ENVELOPE_VERSION:
+        return Snoozed(PARK_MS, f"its envelope has version {envelope.version}")
+    if spec is None:
+        return Snoozed(PARK_MS, f"no handler is named {envelope.handler!r} here")
+    if envelope.deadline_ms and now_ms > envelope.deadline_ms:
+        return Expired()
+    return None

@@ -1,0 +1,289 @@
+"""The worker process: from its first log line to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from streamq.app import StreamQ
+from streamq.broker.server import Broker
+from streamq.errors import BrokerUnavailable
+from streamq.leases import Pulse
+from streamq.logs import event, worker_started
+from streamq.parentlink import ParentLink
+from streamq.settings import Settings
+from streamq.worker.pump import Pump
+from streamq.worker.run import Stop
+from streamq.worker.slots import Slots
+
+__all__ = ["SILENCE_LIMIT_S", "Worker", "main"]
+
+log = logging.getLogger("streamq.worker")
+
+SILENCE_LIMIT_S = 30.0
+"""Without a good round trip for this long a worker says so, and ends for its supervisor to start a fresh one."""
+
+_SWEEP_PERIOD_S = 0.1
+_INTERRUPTED_S = 5.0
+"""How long jobs that were interrupted may take to end."""
+EXIT_FORCED = 130
+EXIT_SILENT = 70
+
+
+def worker_name(name: str | None) -> str:
+    """Return the name for people; the rest of a consumer's name makes it unique for ever."""
+    return name or f"{socket.gethostname().split('.')[0]}.{os.getpid()}"
+
+
+class Worker:
+    """One process's worth of slots, and a pump for each queue."""
+
+    def __init__(self, app: StreamQ, settings: Settings, *, name: str | None = None) -> None:
+        self.app = app
+        self.settings = settings
+        self.name = worker_name(name)
+        self.exit_code = 0
+        self._broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
+        self._threads = ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="streamq-job")
+        self._draining = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._ticked_at = time.monotonic()
+        self._link: ParentLink | None = None
+        self._unique = f"{self.name}.{secrets.token_hex(4)}"
+        self.slots: Slots | None = None
+
+    # From outside.
+
+    def drain(self) -> None:
+        """Start nothing new, let running jobs end, then stop."""
+        self._draining.set()
+
+    def force(self) -> None:
+        """Stop now: interrupt running jobs and hand them back."""
+        self.exit_code = EXIT_FORCED
+        self._draining.set()
+        self._forced.set()
+
+    async def run(self) -> int:
+        """Work until told to stop. Returns the exit code.
+
+        Raises:
+            ConfigurationError: Redis is not what streamq needs.
+            BrokerUnavailable: Redis cannot be reached at the start.
+        """
+        worker_started(log, self.name, self.settings.worker_concurrency)
+        await self._check_server()
+        self.slots = slots = Slots(self.settings, self.app.registry, self._threads)
+        slots.on_control = self._control
+        slots.on_rename = self._renamed
+        slots.pumps = [
+            Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues
+        ]
+        self._link = ParentLink.open()
+        pulse = None if self._link.present else self._pulse(slots)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [
+                    *(tasks.create_task(pump.run(), name=f"pump-{pump.queue}") for pump in slots.pumps),
+                    tasks.create_task(self._watch(slots)),
+                    tasks.create_task(self._follow_parent(self._link)),
+                ]
+                await self._draining.wait()
+                await self._drain(slots)
+                for helper in helpers:
+                    helper.cancel()
+            await self._leave(slots)
+        finally:
+            if pulse is not None:
+                await asyncio.to_thread(pulse.stop)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            await self._broker.close()
+        event(log, logging.INFO, "worker.stopped", worker=self.name, **slots.counters)
+        return self.exit_code
+
+    async def _check_server(self) -> None:
+        """Refuse a server that would lose jobs; wait for one that is only starting."""
+        for pause_s in (0.1, 0.3, 1.0, 2.0, None):
+            try:
+                info = await self._broker.check()
+            except BrokerUnavailable:
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                for warning in info.warnings:
+                    event(log, logging.WARNING, "redis.warning", warning)
+                return
+
+    def _pulse(self, slots: Slots) -> Pulse:
+        pulse = Pulse(
+            self.settings,
+            lambda: [pump.consumer for pump in slots.pumps if pump.consumer],
+            lambda: self._ticked_at,
+        )
+        pulse.start()
+        return pulse
+
+    def _renamed(self) -> None:
+        slots = self.slots
+        if slots is None or self._link is None:
+            return
+        names = [pump.consumer for pump in slots.pumps if pump.consumer]
+        self._link.hello(sorted(set(names)))
+        if len(names) == len(slots.pumps):
+            self._link.ready()
+            event(log, logging.INFO, "worker.ready", worker=self.name, queues=",".join(self.settings.queues))
+
+    async def _follow_parent(self, link: ParentLink) -> None:
+        if not link.present:
+            return
+        await link.gone.wait()
+        event(log, logging.WARNING, "worker.orphaned", "the parent is gone: draining")
+        self.drain()
+
+    async def _watch(self, slots: Slots) -> None:
+        """Ten times a second: show that the loop turns, end overdue jobs, notice silence."""
+        began = asyncio.get_running_loop().time()
+        told_at = 0.0
+        while True:
+            await asyncio.sleep(_SWEEP_PERIOD_S)
+            self._ticked_at = time.monotonic()
+            slots.stop_overdue()
+            now = asyncio.get_running_loop().time()
+            if self._link is not None and now - told_at >= 1.0:
+                self._link.tick(slots.busy, slots.capacity)
+                told_at = now
+            silent_s = now - min(max(pump.last_good, began) for pump in slots.pumps)
+            if silent_s > SILENCE_LIMIT_S and not self._draining.is_set():
+                self._give_up(silent_s)
+
+    def _give_up(self, silent_s: float) -> None:
+        event(
+            log, logging.CRITICAL, "worker.silent", worker=self.name,
+            reason=f"no good round trip to Redis for {silent_s:.0f} s; ending for the supervisor to start anew",
+        )  # fmt: skip
+        self.exit_code = EXIT_SILENT
+        self.drain()
+
+    def _control(self, message: dict[bytes, bytes]) -> None:
+        """Do what the control stream says, if it is meant for this worker."""
+        slots = self.slots
+        target = message.get(b"to", b"*").decode()
+        if slots is None or target not in ("*", self.name, self._unique):
+            return
+        match message.get(b"do"):
+            case b"cancel":
+                slots.cancel(message.get(b"job", b""), message.get(b"why", b"").decode())
+            case b"quiet":
+                self.quiet()
+            case b"resume":
+                self.resume()
+            case b"stop":
+                self.drain()
+            case b"dump":
+                self.dump()
+            case _:
+                event(log, logging.WARNING, "worker.unknown_order", order=str(message))
+
+    def quiet(self) -> None:
+        """Start nothing new, and stay."""
+        if self.slots is not None:
+            self.slots.is_quiet = True
+            event(log, logging.INFO, "worker.quiet", worker=self.name, running=self.slots.busy)
+
+    def resume(self) -> None:
+        """Start jobs again."""
+        if self.slots is not None:
+            self.slots.is_quiet = False
+            for pump in self.slots.pumps:
+                pump.wake()
+            event(log, logging.INFO, "worker.resumed", worker=self.name)
+
+    def dump(self) -> None:
+        """Write what runs, and where every task and thread stands."""
+        if self.slots is None:
+            return
+        for job, _ in self.slots.running.values():
+            seconds = asyncio.get_running_loop().time() - job.begun_at
+            event(
+                log, logging.WARNING, "job.running", job_id=job.delivery.id.decode(), handler=job.spec.name,
+                user=job.envelope.key, running_s=round(seconds, 3),
+            )  # fmt: skip
+            if job.task is not None:
+                job.task.print_stack(file=sys.stderr)
+        faulthandler.dump_traceback(file=sys.stderr)
+
+    async def _drain(self, slots: Slots) -> None:
+        """Let running jobs end within their grace; then interrupt them. The lease is renewed until the last ends."""
+        slots.is_quiet = True
+        for pump in slots.pumps:
+            unrun = [*pump.buffer, *pump.suspects]
+            pump.buffer.clear()
+            pump.suspects.clear()
+            if unrun:
+                pump.return_unrun(unrun)
+        event(log, logging.INFO, "worker.draining", worker=self.name, running=slots.busy)
+        idle = asyncio.ensure_future(slots.idle())
+        forced = asyncio.ensure_future(self._forced.wait())
+        await asyncio.wait(
+            {idle, forced}, timeout=self.settings.grace_ms / 1000, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not idle.done():
+            event(log, logging.WARNING, "worker.interrupting", worker=self.name, running=slots.busy)
+            slots.stop_all(Stop.SHUTDOWN)
+            await asyncio.wait({idle}, timeout=_INTERRUPTED_S)
+        idle.cancel()
+        forced.cancel()
+
+    async def _leave(self, slots: Slots) -> None:
+        await asyncio.gather(*(pump.leave() for pump in slots.pumps))
+        if self._link is not None:
+            self._link.bye()
+
+
+def main(settings: Settings, app: StreamQ, *, name: str | None = None) -> int:
+    """Run one worker process until it is told to stop. Returns the exit code."""
+    faulthandler.enable()
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - not on every platform
+
+        return asyncio.run(_main(settings, app, name), loop_factory=uvloop.new_event_loop) if sys.version_info >= (
+            3, 12
+        ) else _run_with(uvloop.new_event_loop, settings, app, name)  # fmt: skip
+    return asyncio.run(_main(settings, app, name))
+
+
+def _run_with(factory: object, settings: Settings, app: StreamQ, name: str | None) -> int:
+    with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
+        return runner.run(_main(settings, app, name))
+
+
+async def _main(settings: Settings, app: StreamQ, name: str | None) -> int:
+    worker = Worker(app, settings, name=name)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, _stop_signal, worker)
+    loop.add_signal_handler(signal.SIGTSTP, worker.quiet)
+    loop.add_signal_handler(signal.SIGCONT, worker.resume)
+    loop.add_signal_handler(signal.SIGUSR1, worker.dump)
+    gc.collect()
+    gc.freeze()
+    return await worker.run()
+
+
+def _stop_signal(worker: Worker) -> None:
+    """Drain on the first TERM or INT, force on the second."""
+    if worker._draining.is_set():  # noqa: SLF001 - the same module
+        worker.force()
+    else:
+        worker.drain()

@@ -1,0 +1,177 @@
+"""Settle: from an outcome to what Redis is told. Nothing here waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from streamq.broker.partition import Arg, Report
+from streamq.codec import encode_envelope, encode_json
+from streamq.job import (
+    Cancelled,
+    Completed,
+    Dead,
+    Delivery,
+    Dropped,
+    Envelope,
+    Expired,
+    Outcome,
+    Released,
+    Retrying,
+    Snoozed,
+)
+from streamq.keys import LANES
+
+__all__ = ["LARGEST_RESULT", "Settled", "add_to_report", "settle"]
+
+LARGEST_RESULT = 65_536
+"""A result larger than this is not kept; the job is completed all the same."""
+
+
+class Settled:
+    """One job's part of the next report. Either it ended (`record`) or it goes back (`requeue`)."""
+
+    __slots__ = ("dedup", "dedup_window_ms", "id", "keep_ms", "letter", "record", "requeue", "token")
+
+    def __init__(self, delivery: Delivery, record: bytes) -> None:
+        self.token = delivery.token
+        self.id = delivery.id
+        self.record = record
+        self.dedup: str | None = None
+        self.dedup_window_ms = 0
+        self.keep_ms = 0
+        self.letter: bytes | None = None
+        self.requeue: tuple[int, int, int, bytes] | None = None
+        """Delay ms, lane digit, enqueued ms, envelope."""
+
+
+def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int) -> Settled | None:
+    """Turn an outcome into what the next report says; None: nothing (the job is another's, or goes back unrun)."""
+    match outcome:
+        case Completed():
+            return _completed(delivery, outcome, begun_ms, finished_ms)
+        case Retrying() | Snoozed():
+            return _requeued(delivery, outcome, begun_ms, finished_ms)
+        case Dead() | Cancelled() | Expired():
+            return _ended(delivery, outcome, begun_ms, finished_ms)
+        case Dropped() | Released():
+            return None
+
+
+def _record(delivery: Delivery, state: str, begun_ms: int, finished_ms: int) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "s": state,
+        "l": LANES[delivery.digit - 1],
+        "e": delivery.enqueued_ms,
+        "b": begun_ms,
+        "f": finished_ms,
+    }
+    envelope = delivery.envelope
+    if envelope is not None:
+        record["h"] = envelope.handler
+        record["n"] = envelope.attempt
+        if envelope.key is not None:
+            record["u"] = envelope.key
+        if envelope.occurrence is not None:
+            record["o"] = envelope.occurrence
+        if envelope.max_attempts:
+            record["m"] = envelope.max_attempts
+    if delivery.crashes:
+        record["c"] = delivery.crashes
+    return record
+
+
+def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_ms: int) -> Settled:
+    record = _record(delivery, "completed", begun_ms, finished_ms)
+    if outcome.result is None:
+        settled = Settled(delivery, orjson.dumps(record))
+    else:
+        result, problem = _encoded_result(outcome.result)
+        if problem:
+            record["z"] = problem
+        encoded = orjson.dumps(record)
+        settled = Settled(delivery, encoded[:-1] + b',"r":' + result + b"}" if result else encoded)
+    return _released_dedup(settled, delivery.envelope)
+
+
+def _encoded_result(result: Any) -> tuple[bytes, str]:
+    """Return the result as JSON, or why it cannot be kept. A job that ran is completed either way."""
+    try:
+        encoded = encode_json(result)
+    except ValueError as error:
+        return b"", f"the result is not JSON: {error}"
+    if len(encoded) > LARGEST_RESULT:
+        return b"", f"the result is {len(encoded):,} bytes; at most {LARGEST_RESULT:,} are kept"
+    return encoded, ""
+
+
+def _released_dedup(settled: Settled, envelope: Envelope | None) -> Settled:
+    if envelope is not None:
+        settled.dedup = envelope.dedup
+        settled.dedup_window_ms = envelope.dedup_window_ms
+        settled.keep_ms = envelope.keep_result_ms
+    return settled
+
+
+def _ended(
+    delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: int, finished_ms: int
+) -> Settled:
+    match outcome:
+        case Dead(failure=failure):
+            record = _record(delivery, "dead", begun_ms, finished_ms)
+            record["x"] = {
+                "t": failure.type, "m": failure.message, "tb": failure.traceback, "fp": failure.fingerprint,
+            }  # fmt: skip
+        case Cancelled(reason=reason):
+            record = _record(delivery, "cancelled", begun_ms, finished_ms)
+            record["x"] = {"t": "Cancelled", "m": reason, "tb": "", "fp": ""}
+        case Expired():
+            record = _record(delivery, "expired", begun_ms, finished_ms)
+    settled = Settled(delivery, orjson.dumps(record))
+    if isinstance(outcome, Dead):
+        settled.letter = delivery.raw
+    return _released_dedup(settled, delivery.envelope)
+
+
+def _requeued(
+    delivery: Delivery, outcome: Retrying | Snoozed, begun_ms: int, finished_ms: int
+) -> Settled:
+    """Prepare the next start of a job. The enqueue time stays, and the number of starts rises: the fence needs it."""
+    envelope = delivery.envelope
+    record = b""
+    raw = delivery.raw
+    if envelope is not None and isinstance(outcome, Retrying):
+        fields = _record(delivery, "retrying", begun_ms, finished_ms)
+        fields["d"] = finished_ms + outcome.delay_ms
+        failure = outcome.failure
+        fields["x"] = {
+            "t": failure.type, "m": failure.message, "tb": failure.traceback, "fp": failure.fingerprint,
+        }  # fmt: skip
+        record = orjson.dumps(fields)
+        raw = encode_envelope(
+            msgspec.structs.replace(
+                envelope, attempt=envelope.attempt + 1, starts=envelope.starts + 1
+            )
+        )
+    elif envelope is not None and envelope.version == 1:
+        raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))
+    settled = Settled(delivery, record)
+    settled.requeue = (outcome.delay_ms, delivery.digit, delivery.enqueued_ms, raw)
+    return settled
+
+
+def add_to_report(report: Report, item: Settled) -> None:
+    """Put a settled job into the sections of a report that it belongs to."""
+    if item.requeue is not None:
+        row: tuple[Arg, ...] = (item.token, item.id, *item.requeue, item.record)
+        report.requeued += row
+        return
+    report.settled += (item.token, item.id, item.record)
+    if item.dedup is not None:
+        report.dedups.append((item.id, item.dedup, item.dedup_window_ms))
+    if item.keep_ms:
+        report.results.append((item.id, item.keep_ms, item.record))
+    if item.letter is not None:
+        report.letters += (item.id, item.letter, item.record)

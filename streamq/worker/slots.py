@@ -1,0 +1,340 @@
+"""The slots of a worker: what runs, what may start, and who stops whom.
+
+A slot is a task that runs one job after another as long as there are any. Integers count; there is no semaphore and
+no queue between the pump and the slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streamq.codec import decode_envelope
+from streamq.context import Place, place
+from streamq.job import Delivery, Outcome, Retrying, Snoozed
+from streamq.logs import event
+from streamq.worker.run import RunningJob, Stop, run, verdict
+from streamq.worker.settle import settle
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from streamq.broker.partition import Arg
+    from streamq.registry import Registry
+    from streamq.settings import Settings
+    from streamq.worker.pump import Pump
+
+__all__ = ["Slots"]
+
+log = logging.getLogger("streamq.worker")
+
+_AHEAD_S = 0.02
+"""Read ahead what will start within this time."""
+_MOST_AHEAD = 256
+"""Two batches: one runs while the next is on its way."""
+_FAST_LANES = ((1, 128), (2, 128), (3, 128))
+_UNHURRIED_EVERY = 8
+"""Each that many cycles the lanes are read lowest priority first, so that none starves."""
+
+
+class Slots:
+    """The jobs that run in this process."""
+
+    def __init__(self, settings: Settings, registry: Registry, threads: ThreadPoolExecutor) -> None:
+        self.settings = settings
+        self.running: dict[bytes, tuple[RunningJob, Pump]] = {}
+        self.counters: Counter[str] = Counter()
+        self.is_quiet = False
+        """Start nothing new; what runs goes on."""
+        self.pumps: list[Pump] = []
+        self.on_rename: Callable[[], None] = lambda: None
+        self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
+        self._registry = registry
+        self._threads = threads
+        self._capacity = settings.worker_concurrency
+        self._active = 0
+        """Slots that have a task."""
+        self._alone = False
+        """Whether a suspect runs, and nothing else may."""
+        self._turn = 0
+        self._loop = asyncio.get_running_loop()
+        self._finished_at = 0.0
+        self._rate_from = 0.0
+        self._rate_count = 0
+        self._rate = 0.0
+        self._mean_s = 0.0
+        self._base = contextvars.copy_context()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown: set[str] = set()
+
+    # How much may be read.
+
+    def free(self) -> int:
+        """Return how many jobs could start now."""
+        if self.is_quiet or self._alone or any(pump.suspects for pump in self.pumps):
+            return 0
+        held = self._active + sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
+        return max(0, self._capacity - held)
+
+    def room(self) -> int:
+        """Return how many jobs may be read now: those that could start, and those that will within `_AHEAD_S`."""
+        if self.is_quiet or self._alone:
+            return 0
+        held = self._active
+        for pump in self.pumps:
+            if pump.suspects:
+                return 0
+            held += len(pump.buffer) + pump.reserved
+        return max(0, self._capacity + self._ahead() - held)
+
+    def _ahead(self) -> int:
+        """Return how many jobs to read ahead: none unless they are short, and end at a steady pace."""
+        now = self._loop.time()
+        if self._mean_s > _AHEAD_S or now - self._finished_at > _AHEAD_S:
+            return 0
+        return min(_MOST_AHEAD, int(self._rate * _AHEAD_S))
+
+    def reads(self, cycle: int) -> Sequence[tuple[int, int]]:
+        """Return the lanes to read, in order, and the most to read from each."""
+        slow = sum(1 for job, _ in self.running.values() if job.delivery.digit > 3)
+        share = max(1, int(self._capacity * self.settings.slow_share)) - slow
+        lanes = [*_FAST_LANES, *((digit, max(0, share)) for digit in (4, 5, 6))]
+        order = (lanes[0], lanes[3], lanes[1], lanes[4], lanes[2], lanes[5])
+        return order if cycle % _UNHURRIED_EVERY else order[::-1]
+
+    # Starting.
+
+    def fill(self) -> None:
+        """Start a slot for each buffered job, as far as slots go; a suspect only when nothing else runs."""
+        if self._alone:
+            return
+        waiting = sum(len(pump.buffer) for pump in self.pumps)
+        for _ in range(min(self._capacity - self._active, waiting)):
+            self._start_slot()
+        if not self._active:
+            self._start_suspect()
+
+    def _start_slot(self) -> None:
+        self._active += 1
+        task = self._loop.create_task(self._slot(), context=self._base.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_suspect(self) -> None:
+        for pump in self.pumps:
+            if pump.suspects:
+                pump.buffer.append(pump.suspects.popleft())
+                self._start_slot()
+                self._alone = True
+                return
+
+    async def _slot(self) -> None:
+        """Run jobs while there are any."""
+        here = Place()
+        place.set(here)
+        clean = contextvars.copy_context()
+        try:
+            while (found := self._next()) is not None:
+                delivery, pump = found
+                outcome, job = await self._run_one(delivery, pump, here)
+                self._end(delivery, pump, outcome, job)
+                # What a handler left behind (context, a cancellation on its way) must not meet the next job.
+                if job is not None and (job.stop or contextvars.copy_context() != clean):
+                    break
+                if self._alone:
+                    break
+        finally:
+            self._active -= 1
+            self._alone = False
+            self.fill()
+
+    def _next(self) -> tuple[Delivery, Pump] | None:
+        pumps = self.pumps
+        for offset in range(len(pumps)):
+            pump = pumps[(self._turn + offset) % len(pumps)]
+            if pump.buffer:
+                self._turn += offset + 1
+                return pump.buffer.popleft(), pump
+        return None
+
+    async def _run_one(
+        self, delivery: Delivery, pump: Pump, here: Place
+    ) -> tuple[Outcome, RunningJob | None]:
+        now_ms = pump.clock.now_ms()
+        try:
+            delivery.envelope = envelope = decode_envelope(delivery.raw)
+        except ValueError:
+            envelope = None
+        spec = self._registry.find(envelope.handler) if envelope is not None else None
+        refusal = verdict(delivery, spec, now_ms)
+        if refusal is not None or envelope is None or spec is None:
+            return refusal or Snoozed(0), None
+        call = _call_async if spec.is_async else self._call_thread
+        job = RunningJob(delivery, envelope, spec, call, now_ms, self._loop.time())
+        job.task = asyncio.current_task()
+        here.delivery, here.max_attempts = delivery, job.max_attempts
+        self.running[delivery.id] = (job, pump)
+        try:
+            return await run(job), job
+        finally:
+            here.delivery = None
+            self.running.pop(delivery.id, None)
+            self._measure(job)
+
+    def _measure(self, job: RunningJob) -> None:
+        """Learn how long jobs take and how many end a second; that decides how many to read ahead."""
+        now = self._finished_at = self._loop.time()
+        self._mean_s += (now - job.begun_at - self._mean_s) * 0.1
+        self._rate_count += 1
+        window_s = now - self._rate_from
+        if window_s > 0.05:
+            self._rate = self._rate_count / window_s
+            self._rate_from, self._rate_count = now, 0
+
+    async def _call_thread(self, job: RunningJob) -> Any:
+        context = contextvars.copy_context()
+        envelope = job.envelope
+        return await self._loop.run_in_executor(
+            self._threads, lambda: context.run(job.spec.function, *envelope.args, **envelope.kwargs)
+        )
+
+    # Ending.
+
+    def _end(self, delivery: Delivery, pump: Pump, outcome: Outcome, job: RunningJob | None) -> None:
+        finished_ms = pump.clock.now_ms()
+        begun_ms = job.begun_ms if job is not None else finished_ms
+        item = settle(delivery, outcome, begun_ms, finished_ms)
+        if item is not None:
+            pump.finish(item)
+        kind = type(outcome).__name__.lower()
+        self.counters[kind] += 1
+        if kind != "completed":
+            self._tell(delivery, outcome, kind, job)
+
+    def _tell(self, delivery: Delivery, outcome: Outcome, kind: str, job: RunningJob | None) -> None:
+        envelope = delivery.envelope
+        handler = envelope.handler if envelope is not None else "?"
+        failure = getattr(outcome, "failure", None)
+        fields: dict[str, Any] = {"job_id": delivery.id.decode(), "handler": handler}
+        if envelope is not None:
+            fields |= {"attempt": envelope.attempt, "user": envelope.key}
+        if failure is not None:
+            fields |= {"error_type": failure.type, "error": failure.message}
+        match outcome:
+            case Retrying(delay_ms=delay_ms):
+                event(log, logging.INFO, "job.retrying", retry_in_s=delay_ms / 1000, **fields)
+            case Snoozed(reason=reason) if job is None:
+                # Told once per handler: a queue full of them would say nothing else.
+                level = logging.DEBUG if handler in self._unknown else logging.WARNING
+                self._unknown.add(handler)
+                event(log, level, "job.parked", reason=reason, **fields)
+            case _:
+                level = logging.WARNING if kind == "dead" else logging.INFO
+                event(log, level, f"job.{kind}", **fields)
+
+    # Stopping.
+
+    def stop_job(self, job: RunningJob, why: Stop, reason: str = "") -> None:
+        """Interrupt a running job; what it comes to follows from why."""
+        if job.stop is None and job.task is not None:
+            job.stop, job.stop_reason = why, reason
+            job.task.cancel()
+
+    def stop_overdue(self) -> None:
+        """Interrupt the jobs that run longer than their timeout."""
+        now = self._loop.time()
+        for job, _ in list(self.running.values()):
+            limit_ms = job.spec.timeout_ms
+            if limit_ms and (now - job.begun_at) * 1000 > limit_ms:
+                self.stop_job(job, Stop.TIMEOUT)
+
+    def stop_all(self, why: Stop) -> None:
+        """Interrupt everything."""
+        for job, _ in list(self.running.values()):
+            self.stop_job(job, why)
+
+    def cancel(self, job_id: bytes, reason: str) -> bool:
+        """Interrupt a job because somebody asked for it. Returns whether it runs here."""
+        found = self.running.get(job_id)
+        if found is None:
+            return False
+        self.stop_job(found[0], Stop.CANCEL, reason)
+        return True
+
+    def lose(self, job_id: bytes) -> None:
+        """Interrupt a job that belongs to another worker now."""
+        found = self.running.get(job_id)
+        if found is not None:
+            self.stop_job(found[0], Stop.LEASE_LOST)
+
+    def fenced(self, pump: Pump) -> None:
+        """Interrupt every job of a pump whose name was given up."""
+        for job, owner in list(self.running.values()):
+            if owner is pump:
+                self.stop_job(job, Stop.LEASE_LOST)
+
+    def refused(self, pump: Pump, job_ids: Sequence[bytes]) -> None:
+        """Count outcomes that came too late to be taken."""
+        self.counters["late_outcomes"] += len(job_ids)
+        event(log, logging.WARNING, "job.late_outcome", queue=pump.queue, refused=len(job_ids))
+
+    def renamed(self) -> None:
+        """A pump registered under a new name."""
+        self.on_rename()
+
+    def control(self, message: dict[bytes, bytes]) -> None:
+        """Do what an operator says to workers."""
+        self.on_control(message)
+
+    # What is held.
+
+    def tokens_of(self, pump: Pump) -> list[bytes]:
+        """Return the tokens of everything that a pump's partition has given to this worker and that is here."""
+        held = [job.delivery.token for job, owner in self.running.values() if owner is pump]
+        held += [delivery.token for delivery in (*pump.buffer, *pump.suspects)]
+        held += [item.token for item in pump.finished]
+        return held
+
+    def due_for_renewal(self, pump: Pump, now: float) -> list[Arg]:
+        """Return rows for the `renewed` section: jobs that have run for a third of the lease since they last were."""
+        every_s = self.settings.lease_ms / 3000
+        rows: list[Arg] = []
+        for job, owner in self.running.values():
+            if owner is pump and now - job.renewed_at > every_s and len(rows) < 256:
+                job.renewed_at = now
+                rows += (job.delivery.token, job.delivery.id)
+        for delivery in pump.suspects:
+            if now - delivery.taken_at > every_s and len(rows) < 256:
+                delivery.taken_at = now
+                rows += (delivery.token, delivery.id)
+        return rows
+
+    @property
+    def busy(self) -> int:
+        """How many jobs run."""
+        return len(self.running)
+
+    async def idle(self) -> None:
+        """Wait until nothing runs."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs may run at once."""
+        return self._capacity
+
+
+async def _call_async(job: RunningJob) -> Any:
+    envelope = job.envelope
+    return await job.spec.function(*envelope.args, **envelope.kwargs)
+
+
+def monotonic() -> float:
+    """Return the clock that threads and the loop agree on."""
+    return time.monotonic()
