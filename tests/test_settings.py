@@ -64,7 +64,7 @@ def test_flags_win_over_environment_over_dot_env_over_pyproject(read):
     settings = read({"STREAMQ_GRACE_MS": "2", "STREAMQ_LEASE_MS": "6002"}, grace_ms=1, **below)
     assert (settings.grace_ms, settings.lease_ms, settings.hang_limit_ms, settings.max_depth) == (1, 6002, 3, 4)
     assert {name: settings.sources[name] for name in ("grace_ms", "lease_ms", "hang_limit_ms", "max_depth")} == {
-        "grace_ms": "--grace-ms",
+        "grace_ms": "--drain-timeout",
         "lease_ms": "STREAMQ_LEASE_MS from the environment",
         "hang_limit_ms": "STREAMQ_HANG_LIMIT_MS from .env",
         "max_depth": "max_depth from pyproject.toml",
@@ -367,6 +367,14 @@ def test_a_dot_env_that_cannot_be_read_is_told(refusal, tmp_path):
     assert refusal() == ".env cannot be read: Is a directory"
 
 
+def test_a_value_in_the_program_is_named_as_it_stands_there(tmp_path):
+    """`StreamQ(worker_concurrency=0)` has no `--concurrency` to look for."""
+    with pytest.raises(ConfigurationError, match=r"^worker_concurrency in the program is '0': .*=3$"):
+        load({"worker_concurrency": 0}, environ={}, directory=tmp_path, in_code=True)
+    settings = load({"worker_concurrency": 5}, environ={}, directory=tmp_path, in_code=True)
+    assert settings.sources["worker_concurrency"] == "worker_concurrency in the program"
+
+
 def test_a_flag_that_is_no_setting_is_a_mistake_of_the_program(read):
     """`StreamQ(redis_ulr=...)` must not be silently without effect."""
     with pytest.raises(TypeError, match="'redis_ulr' is not a setting: did you mean redis_url"):
@@ -494,7 +502,7 @@ def test_every_setting_says_what_it_is_and_what_was_expected():
         assert known.description
         assert known.expected
         assert known.variables[0] == "STREAMQ_" + name.upper()
-        assert known.flag.startswith("--")
+        assert known.flag.startswith("--") or name == "app"
 
 
 def test_every_default_is_a_value_that_would_be_accepted(read):

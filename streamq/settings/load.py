@@ -37,6 +37,7 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    in_code: bool = False,
 ) -> Settings:
     """Read the settings: flags, then environment, `.env`, `pyproject.toml [tool.streamq]`, default.
 
@@ -44,13 +45,14 @@ def load(
         flags: Setting to value, for what the caller was told directly; None as a value means not told.
         environ: The process's own environment unless given; never changed.
         directory: Where `.env` and `pyproject.toml` are looked for; the current one unless given.
+        in_code: Whether the flags are arguments in a program, not options of a command line; messages name them so.
 
     Raises:
         ConfigurationError: At least one value cannot be used; the message lists all of them.
         TypeError: A flag is not a setting.
     """
-    reading = _Reading()
-    reading.add_places(flags or {}, os.environ if environ is None else environ, directory or Path.cwd())
+    told = Flags(flags or {}, in_code=in_code)
+    reading = _Reading(told, os.environ if environ is None else environ, directory or Path.cwd())
     values = {name: reading.value(known) for name, known in SETTINGS.items()}
     values["redis_url"] = reading.redis_url(values["redis_url"])
     reading.check_order(values)
@@ -70,16 +72,13 @@ def _configuration_error(problems: list[str]) -> ConfigurationError:
 class _Reading:
     """One reading of all settings: what was found, and what is wrong with it."""
 
-    def __init__(self) -> None:
-        self.places: list[Place] = []
+    def __init__(self, flags: Flags, environ: Mapping[str, str], directory: Path) -> None:
+        """Open the places, the one that wins first. A file that cannot be read is a problem, and an empty place."""
         self.sources: dict[str, str] = {}
         self.problems: list[str] = []
         self._ranks: dict[str, int] = {}
-
-    def add_places(self, flags: Mapping[str, object], environ: Mapping[str, str], directory: Path) -> None:
-        """Open the places, the one that wins first. A file that cannot be read is a problem, and an empty place."""
-        self.places = [
-            Flags(flags),
+        self.places: list[Place] = [
+            flags,
             Environment(environ),
             self._try(lambda: read_dot_env(directory / ".env", environ), Environment({})),
             self._try(lambda: read_pyproject(directory / "pyproject.toml"), Pyproject({})),

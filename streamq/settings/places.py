@@ -50,16 +50,21 @@ class Place(Protocol):
 class Flags:
     """What the caller was told directly; None counts as not told."""
 
-    def __init__(self, values: Mapping[str, object]) -> None:
+    def __init__(self, values: Mapping[str, object], *, in_code: bool = False) -> None:
         for name in values:
             if name not in SETTINGS:
                 raise TypeError(f"{name!r} is not a setting{_nearest(name, SETTINGS)}")
         self._values = values
+        self._in_code = in_code
 
     def find(self, known: Spec) -> Given | None:
         """Give the flag's value."""
         value = self._values.get(known.name)
-        return None if value is None else Given(value, known.flag, known.flag)
+        if value is None:
+            return None
+        if self._in_code:
+            return Given(value, f"{known.name} in the program", known.name)
+        return Given(value, known.flag, known.flag)
 
     def unused(self) -> Iterator[str]:
         """Tell nothing: an unknown flag was refused above."""

@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Made by `load`, which checks it. Neither `repr` nor `describe` shows a secret.
     """
 
-    app: Annotated[str, _about("module:attribute of the StreamQ application")] = ""
+    app: Annotated[str, _about("module:attribute of the StreamQ application", flag="APP")] = ""
     redis_url: Annotated[str, _about("where Redis is", "REDIS_URL", secret=True)] = "redis://127.0.0.1:6379/0"
     mongodb_url: Annotated[str, _about("where MongoDB is", "MONGODB_URL", "MONGODB_URI", secret=True)] = (
         "mongodb://127.0.0.1:27017"
@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_ms: Annotated[int, _about("how long a delivery stays its worker's without being renewed", ge=1)] = 60_000
     dead_after_ms: Annotated[int, _about("silence after which a worker is given up", ge=1)] = 5_000
     beat_ms: Annotated[int, _about("time between two signs of life of a worker", ge=1)] = 1_000
-    grace_ms: Annotated[int, _about("time that running jobs get after SIGTERM", ge=0)] = 25_000
+    grace_ms: Annotated[int, _about("time that running jobs get after SIGTERM", flag="--drain-timeout", ge=0)] = 25_000
     hang_limit_ms: Annotated[int, _about("silence after which a parent replaces its child", ge=1)] = 120_000
     max_payload_bytes: Annotated[int, _about("largest job that may be enqueued", ge=1)] = 262_144
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0

@@ -1,0 +1,81 @@
+"""The command line: arguments in, exit codes out.
+
+Starting fast is part of the interface: this module and `frame` import click and the standard library alone. What a
+command needs is imported when that command is run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from streamq import __version__
+from streamq.cli.failures import report
+from streamq.cli.frame import Lazy, LazyGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main", "run"]
+
+COMMANDS = {
+    "Set up": {
+        "config": Lazy("streamq.cli.config:config", "Show and check the settings."),
+    },
+}
+"""Section of the help to command to what it is. A new command is a line here and a function there."""
+
+_EPILOG = """\b
+Exit codes:
+  0    done; also after a clean stop on SIGTERM or Ctrl-C
+  1    the answer is no: unhealthy, failed, not found
+  2    wrong command line
+  65   bad input: a file, an argument, a job that cannot be enqueued
+  69   Redis or MongoDB cannot be reached
+  70   an error inside streamq
+  75   not now: the queue is full, or not confirmed; try again
+  78   bad configuration
+  124  waited too long
+  130  stopped by a second Ctrl-C
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    sections=COMMANDS,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="streamq %(version)s")
+def streamq() -> None:
+    """Run jobs from Redis Streams, with their status in MongoDB.
+
+    Settings come from options, the environment, .env, and pyproject.toml [tool.streamq], in this order:
+    streamq config show.
+    """
+
+
+def main() -> None:
+    """Run the command line of this process, and end it with the exit code."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code. Whatever went wrong has been told: on standard error, or with `--json` on standard output.
+    """
+    try:
+        code = streamq.main(args=list(arguments), prog_name="streamq", standalone_mode=False)
+    except BaseException as error:
+        return report(error, as_json="--json" in arguments)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,119 @@
+"""Options that commands share. What the table of settings knows about a setting becomes its option.
+
+Imported by the modules of the commands, never by the frame: it costs the import of the settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+
+import click
+from msgspec import inspect
+
+from streamq.cli.output import Output
+from streamq.settings import Spec, load, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamq.settings import Settings
+
+__all__ = ["json_option", "output_options", "seconds", "setting_options"]
+
+_R = TypeVar("_R")
+
+_SHORT = {"worker_concurrency": "-c", "worker_instances": "-n", "queues": "-q"}
+_SERVERS = ("redis_url", "mongodb_url")
+
+
+def seconds(text: str) -> int:
+    """Read whole or broken seconds from the command line, for a setting in whole milliseconds."""
+    try:
+        ms = float(text) * 1000
+        if 0 <= ms < math.inf:
+            return int(ms)
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{text!r} is not a number of seconds, 0 or more")
+
+
+_TYPES = {"grace_ms": seconds}
+"""Settings that are written otherwise on the command line than elsewhere."""
+
+
+def setting_options(*names: str, servers: bool = True) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Give a command the options of these settings, and the loaded `Settings` as its first argument.
+
+    The setting `app` becomes the optional argument APP. What was given and not used is told on standard error.
+    """
+    chosen = [*names, *_SERVERS] if servers else list(names)
+
+    def decorate(command: Callable[..., _R]) -> Callable[..., _R]:
+        @functools.wraps(command)
+        def with_settings(**given: Any) -> _R:
+            flags = {name: given.pop(name) for name in chosen}
+            return command(_loaded({name: value for name, value in flags.items() if value not in (None, ())}), **given)
+
+        decorated: Callable[..., _R] = with_settings
+        for name in reversed(chosen):
+            decorated = _parameter(spec(name))(decorated)
+        return decorated
+
+    return decorate
+
+
+def _loaded(flags: dict[str, Any]) -> Settings:
+    settings = load(flags)
+    for warning in settings.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return settings
+
+
+def _parameter(known: Spec) -> Callable[[Any], Any]:
+    if known.name == "app":
+        return click.argument("app", required=False)
+    help_text = f"{known.description[0].upper()}{known.description[1:]}.  [env: {_variable(known)}]"
+    if isinstance(known.kind, inspect.BoolType):
+        off = known.flag.replace("--", "--no-", 1)
+        return click.option(f"{known.flag}/{off}", known.name, default=None, help=help_text)
+    flags = [_SHORT[known.name], known.flag] if known.name in _SHORT else [known.flag]
+    many = isinstance(known.kind, inspect.VarTupleType)
+    if many:
+        help_text = help_text.replace("comma separated", "repeat for several")
+    return click.option(*flags, known.name, type=_click_type(known), multiple=many, help=help_text)
+
+
+def _variable(known: Spec) -> str:
+    """The name that the original set-up used, where there is one: it is the one that people know."""
+    return known.variables[min(1, len(known.variables) - 1)]
+
+
+def _click_type(known: Spec) -> Any:
+    match known.kind:
+        case _ if known.name in _TYPES:
+            return _TYPES[known.name]
+        case inspect.IntType(ge=low, le=high):
+            return click.IntRange(low, high)
+        case inspect.FloatType(ge=low, le=high):
+            return click.FloatRange(low, high)
+        case inspect.LiteralType():
+            return click.Choice(get_args(known.annotated.__origin__), case_sensitive=False)  # in the order of the table
+        case _:
+            return None
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def output_options(command: Callable[..., _R]) -> Callable[..., _R]:
+    """Give a command `--json` and `-q`, and the resulting `Output` as the argument `out`."""
+
+    @functools.wraps(command)
+    def with_output(*args: Any, as_json: bool, quiet: bool, **given: Any) -> _R:
+        return command(*args, out=Output(as_json=as_json, quiet=quiet), **given)
+
+    quiet = click.option("--quiet", "-q", is_flag=True, help="Print the names only, one a line.")
+    return cast("Callable[..., _R]", json_option(quiet(with_output)))
