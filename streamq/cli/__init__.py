@@ -76,6 +76,6 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         code = streamq.main(args=list(arguments), prog_name="streamq", standalone_mode=False)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  the outermost frame: whatever happened gets its words and code
         return report(error, as_json="--json" in arguments)
     return code if isinstance(code, int) else 0

@@ -31,11 +31,11 @@ class LazyGroup(click.Group):
         self._sections = sections
         self._table = {name: lazy for section in sections.values() for name, lazy in section.items()}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         """Return the names in the order of the table."""
         return list(self._table)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import a command; None if there is none of that name."""
         lazy = self._table.get(cmd_name)
         if lazy is None:
@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise click.UsageError(f"There is no command {name!r}{meant}", ctx)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the table, section by section, all of them equally wide."""
         width = max(map(len, self._table))
         for section, commands in self._sections.items():
