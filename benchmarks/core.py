@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-import time
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, percentile, ratios, run
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
+from benchmarks.waits import wait_for_readers, wait_for_values, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -190,7 +190,7 @@ def _latency(report: Report, *, rounds: int, count: int) -> None:
                 raw_worker("latency", server, raw_tallies) as raw_child,
                 app.worker(3)(server, our_tallies) as child,
             ):
-                _wait_for_readers(server, child, raw_child)
+                wait_for_readers(server, child, raw_child)
                 _produce(server, "pings", count=count)
                 ours.append(_milliseconds(our_tallies, count, child))
                 theirs.append(_milliseconds(raw_tallies, count, raw_child))
@@ -212,29 +212,9 @@ def _latency(report: Report, *, rounds: int, count: int) -> None:
     )  # fmt: skip
 
 
-def _wait_for_readers(server: RedisServer, *children: Child) -> None:
-    """Wait until each worker is blocked in a read."""
-    until = time.monotonic() + 20
-    with server.client() as client:
-        while int(client.info("clients")["blocked_clients"]) < len(children):
-            for child in children:
-                child.assert_alive()
-            if time.monotonic() > until:
-                raise TimeoutError("the workers do not wait for jobs: " + "\n".join(c.output[-2000:] for c in children))
-            time.sleep(0.01)
-
-
-def _milliseconds(
-    tallies: Tallies, count: int, child: Child, *, per_ms: float = 1e6, wait_s: float = 20
-) -> list[float]:
-    """Collect what the handlers noted, when all jobs have run; the first tenth is for warming up."""
-    until = time.monotonic() + wait_s
-    while len(values := tallies.values()) < count:
-        child.assert_alive()
-        if time.monotonic() > until:
-            raise TimeoutError(f"{len(values)} of {count} jobs ran:\n{child.output[-4000:]}")
-        time.sleep(0.01)
-    return [value / per_ms for value in values[len(values) // 10 :]]
+def _milliseconds(tallies: Tallies, count: int, child: Child, *, per_ms: float = 1e6) -> list[float]:
+    """Return what the handlers noted; the first tenth is for warming up."""
+    return [value / per_ms for value in wait_for_values(tallies, count, child)[count // 10 :]]
 
 
 def _delayed(report: Report, *, rounds: int, count: int) -> None:
@@ -245,7 +225,7 @@ def _delayed(report: Report, *, rounds: int, count: int) -> None:
         for _ in range(rounds):
             server.flush()
             with tallied() as tallies, app.worker(10)(server, tallies) as child:
-                _wait_for_readers(server, child)
+                wait_for_readers(server, child)
                 _produce(server, "delays", count=count, shortest_ms=200, longest_ms=3_000)
                 found = _milliseconds(tallies, count, child, per_ms=1e3)
             late.append(percentile(found, 99))
@@ -297,15 +277,10 @@ def _after_drain(server: RedisServer, total: int) -> tuple[int, int]:
 
 
 def _wait_until_settled(server: RedisServer) -> None:
-    """Wait until no job is on the books; the worker may be gone before its last outcomes were sent."""
-    until = time.monotonic() + 30
+    """Wait until no job is on the books; the worker may have been gone before its last outcomes were sent."""
+    index = f"{{sq:{app.QUEUE}:0}}:index"
     with tallied() as tallies, server.client() as client, app.worker(CONCURRENCY)(server, tallies) as child:
-        index = f"{{sq:{app.QUEUE}:0}}:index"
-        while client.hlen(index):
-            child.assert_alive()
-            if time.monotonic() > until:
-                raise TimeoutError(f"{client.hlen(index)} jobs are not settled:\n{child.output[-4000:]}")
-            time.sleep(0.05)
+        wait_until(lambda: not client.hlen(index), "all jobs are settled", child)
         child.stop()
 
 

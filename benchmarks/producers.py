@@ -16,15 +16,18 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 import uvloop
 
 from benchmarks import raw
-from benchmarks.app import app, journaled, noop, noop_of, punctual, stopwatch
+from benchmarks.app import app, journaled, long, noop, noop_of, punctual, short, stopwatch
 from benchmarks.raw import ARGUMENT
 from streamq.errors import StreamQError
+
+if TYPE_CHECKING:
+    from streamq.queue import Draft
 
 SLICES = 8
 LOOPS = 20
@@ -57,8 +60,8 @@ async def _many(_client: Redis, count: int, _turn: int = 0) -> None:
 
 
 async def _many_dedup(_client: Redis, count: int, turn: int) -> None:
-    short = ARGUMENT[:110]
-    await noop_of.enqueue_many([(f"user{turn}{i:05}", short) for i in range(count)])
+    argument = ARGUMENT[:110]
+    await noop_of.enqueue_many([(f"user{turn}{i:05}", argument) for i in range(count)])
 
 
 WAYS: dict[str, Way] = {
@@ -99,12 +102,14 @@ async def race(client: Redis, sizes: dict[str, int], rounds: int) -> dict[str, l
     return found
 
 
-async def fill(count: int, delay_ms: int = 0) -> dict[str, float]:
+async def fill(count: int, handler: str = "noop", delay_ms: int = 0) -> dict[str, float]:
     """Put jobs in place."""
     begun = time.perf_counter()
-    handler = noop.options(delay=timedelta(milliseconds=delay_ms)) if delay_ms else noop
+    chosen = app.handler_named(handler)
+    if delay_ms:
+        chosen = chosen.options(delay=timedelta(milliseconds=delay_ms))
     for start in range(0, count, 10_000):
-        await handler.enqueue_many([ARGUMENT] * min(10_000, count - start))
+        await chosen.enqueue_many([ARGUMENT] * min(10_000, count - start))
     await app.close()
     return {"per_second": count / (time.perf_counter() - begun)}
 
@@ -145,6 +150,18 @@ async def delays(count: int, shortest_ms: int, longest_ms: int) -> dict[str, flo
     return {}
 
 
+async def bursts(bursts: int, size: int, pause_s: float, long_s: float) -> dict[str, int]:
+    """Send short jobs in bursts, and in the middle of the third one a long job. A short job carries when it was sent."""
+    for number in range(bursts):
+        calls: list[Draft] = [short.draft(time.monotonic_ns()) for _ in range(size)]
+        if number == 2:
+            calls.insert(size // 2, long.draft(long_s))
+        await app.client.send_many(calls)
+        await asyncio.sleep(pause_s)
+    await app.close()
+    return {"short": bursts * size}
+
+
 async def steady(per_second: float, job_s: float, accepted: str, stop: str) -> dict[str, float]:
     """Enqueue at a constant rate until a file appears; write down each job that was accepted."""
     with Path(accepted).open("a", buffering=1) as kept:  # noqa: ASYNC230 - a local file, once
@@ -177,6 +194,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
         "fill": lambda _client: fill(**sizes),
         "pings": lambda client: pings(client, **sizes),
         "delays": lambda _client: delays(**sizes),
+        "bursts": lambda _client: bursts(**sizes),
         "steady": lambda _client: steady(**sizes),
     }
     async with redis.asyncio.Redis.from_url(url) as client:

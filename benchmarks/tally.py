@@ -92,14 +92,22 @@ class Tallies:
         slots = self._maps[pid]
         return {number * _STEP: slots[number] for number in range(1, len(slots)) if slots[number]}
 
+    def noted(self) -> int:
+        """Return how many integers handlers have kept."""
+        return sum(_first(file) for file in self.folder.glob("*.values"))
+
     def values(self) -> list[int]:
         """Return the integers that handlers kept, in the order of each process."""
         found: list[int] = []
         for file in self.folder.glob("*.values"):
-            with file.open("rb") as opened:
-                length = struct.unpack("q", opened.read(8).ljust(8, b"\0"))[0]
-                found += struct.unpack(f"{length}q", opened.read(length * 8))
+            length = _first(file)
+            found += struct.unpack_from(f"{length}q", file.read_bytes(), 8)
         return found
+
+
+def _first(file: Path) -> int:
+    with file.open("rb") as opened:
+        return int(struct.unpack("q", opened.read(8).ljust(8, b"\0"))[0])
 
 
 class JournalLine(NamedTuple):

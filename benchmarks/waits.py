@@ -1,0 +1,49 @@
+"""Waiting for a named condition, with the last words of whoever should have brought it about."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.processes import Child
+    from benchmarks.servers import RedisServer
+    from benchmarks.tally import Tallies
+
+__all__ = ["wait_for_readers", "wait_for_values", "wait_until"]
+
+
+def wait_until(is_true: Callable[[], bool], what: str, *children: Child, limit_s: float = 30) -> None:
+    """Look again and again until something is true.
+
+    Raises:
+        TimeoutError: It did not become true.
+        RuntimeError: One of the programs has ended meanwhile.
+    """
+    until = time.monotonic() + limit_s
+    while not is_true():
+        for child in children:
+            child.assert_alive()
+        if time.monotonic() > until:
+            words = "\n".join(child.output[-3000:] for child in children)
+            raise TimeoutError(f"waited {limit_s:g} s in vain: {what}\n{words}")
+        time.sleep(0.01)
+
+
+def wait_for_readers(server: RedisServer, *children: Child) -> None:
+    """Wait until so many clients are blocked in a read."""
+    with server.client() as client:
+        wait_until(
+            lambda: int(client.info("clients")["blocked_clients"]) >= len(children),
+            "the workers wait for jobs",
+            *children,
+            limit_s=20,
+        )
+
+
+def wait_for_values(tallies: Tallies, count: int, *children: Child) -> list[int]:
+    """Collect what the handlers noted, when all jobs have run."""
+    wait_until(lambda: tallies.noted() >= count, f"{count} jobs have run", *children)
+    return tallies.values()
