@@ -1,11 +1,11 @@
 """StreamQ: what an application says to streamq. Handlers, schedules, enqueue.
 
-    app = StreamQ()
+app = StreamQ()
 
-    @app.handler(key="user_id", dedup="user_id")
-    async def refresh(user_id: str) -> dict[str, int]: ...
+@app.handler(key="user_id", dedup="user_id")
+async def refresh(user_id: str) -> dict[str, int]: ...
 
-    job = await refresh.enqueue("u42")
+job = await refresh.enqueue("u42")
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import inspect
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from streamq.errors import ConfigurationError
 from streamq.queue import Client, Draft, Job, Options, SyncBridge, draft
 from streamq.registry import HandlerSpec, Isolation, Priority, Registry
-from streamq.retry import RetryPolicy
 from streamq.settings import Settings, load
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from streamq.retry import RetryPolicy
 
 __all__ = ["CronEntry", "Handler", "PageFunction", "StreamQ"]
 
@@ -66,6 +69,7 @@ class Handler(Generic[P, R]):
         self._inline = _OPTION_NAMES - set(spec.signature.parameters)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself, here and now."""
         return self.spec.function(*args, **kwargs)  # type: ignore[no-any-return]
 
     def options(self, **options: Any) -> Handler[P, R]:
@@ -93,7 +97,8 @@ class Handler(Generic[P, R]):
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Enqueue a job from code without an event loop, as in Django and Flask."""
         item = self.draft(*args, **kwargs)
-        return self._app.run_sync(lambda: self._app.client.send(item))
+        job: Job = self._app.run_sync(lambda: self._app.client.send(item))
+        return job
 
     async def enqueue_many(self, calls: Iterable[Any] | AsyncIterable[Any]) -> list[Job]:
         """Enqueue any number of jobs, streamed in batches; one result per job, in order.
@@ -114,9 +119,7 @@ class Handler(Generic[P, R]):
             return draft(self.spec, call, {}, self._options or Options(), max_payload_bytes=self._limit)
         if isinstance(call, dict):
             return draft(self.spec, (), call, self._options or Options(), max_payload_bytes=self._limit)
-        return draft(
-            self.spec, (call,), {}, self._options or Options(), max_payload_bytes=self._limit
-        )
+        return draft(self.spec, (call,), {}, self._options or Options(), max_payload_bytes=self._limit)
 
     @property
     def _limit(self) -> int:
@@ -145,9 +148,7 @@ class StreamQ:
         self.settings = settings if settings is not None else load(flags)
         self.registry = Registry()
         self.cron_entries: dict[str, CronEntry] = {}
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
         self._bridge = SyncBridge()
 
     @property
@@ -198,9 +199,9 @@ class StreamQ:
         isolation: Isolation = "auto",
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
 
-    def handler(
+    def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above
         self, function: Callable[..., Any] | None = None, /, **options: Any
-    ) -> Handler[..., Any] | Callable[[Callable[..., Any]], Handler[..., Any]]:
+    ) -> Any:
         """Register a function as a handler.
 
         Args:
@@ -243,7 +244,7 @@ class StreamQ:
         """
 
         def register(page: PageFunction) -> PageFunction:
-            label = name or getattr(page, "__name__", "cron")
+            label = name or str(getattr(page, "__name__", "cron"))
             if label in self.cron_entries:
                 raise ConfigurationError(f"two schedules are named {label!r}; give one a name=")
             self.cron_entries[label] = CronEntry(label, expression, handler.spec, page, **options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms
 from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from streamq.job import Delivery, Envelope
 
 __all__ = ["JobContext", "Place", "current_job", "place"]

@@ -1,20 +1,20 @@
 """Every error that streamq raises on purpose.
 
-    StreamQError
-    ├── ConfigurationError     exit 78   a setting, an address, a server that does not fit
-    ├── Unavailable            exit 69   a server could not be reached
-    │   ├── BrokerUnavailable            Redis
-    │   └── HistoryUnavailable           MongoDB
-    ├── JobRejected            exit 65   the job cannot be enqueued as it is
-    │   ├── UnknownHandler
-    │   ├── BadArguments
-    │   ├── PayloadTooLarge
-    │   └── QueueFull
-    ├── NotConfirmed           exit 75   enqueued, but not on as many replicas as asked
-    ├── JobNotFound            exit 1
-    ├── JobFailed              exit 1    raised by `job.result()`
-    ├── BadInput               exit 65   a file or value given by a person
-    └── LeaseLost                        told to a handler whose job went to another worker
+StreamQError
+├── ConfigurationError     exit 78   a setting, an address, a server that does not fit
+├── Unavailable            exit 69   a server could not be reached
+│   ├── BrokerUnavailable            Redis
+│   └── HistoryUnavailable           MongoDB
+├── JobRejected            exit 65   the job cannot be enqueued as it is
+│   ├── UnknownHandler
+│   ├── BadArguments
+│   ├── PayloadTooLarge
+│   └── QueueFull
+├── NotConfirmed           exit 75   enqueued, but not on as many replicas as asked
+├── JobNotFound            exit 1
+├── JobFailed              exit 1    raised by `job.result()`
+├── BadInput               exit 65   a file or value given by a person
+└── LeaseLost                        told to a handler whose job went to another worker
 """
 
 from __future__ import annotations

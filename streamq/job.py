@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
 
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
@@ -111,9 +113,7 @@ class Delivery:
 
     __slots__ = ("crashes", "delivery", "digit", "enqueued_ms", "envelope", "id", "raw", "taken_at", "token")
 
-    def __init__(
-        self, digit: int, token: bytes, job_id: bytes, raw: bytes, enqueued_ms: int, taken_at: float
-    ) -> None:
+    def __init__(self, digit: int, token: bytes, job_id: bytes, raw: bytes, enqueued_ms: int, taken_at: float) -> None:
         self.digit = digit
         self.token = token
         self.id = job_id
@@ -191,7 +191,7 @@ class Dropped:
 Outcome = Completed | Retrying | Snoozed | Dead | Cancelled | Expired | Released | Dropped
 
 
-class Signal(Exception):  # noqa: N818 - raised by handlers to ask for an outcome, none of them is an error
+class Signal(Exception):
     """What a handler raises to ask for an outcome."""
 
 

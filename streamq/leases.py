@@ -10,12 +10,16 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from streamq.broker.partition import Partition
 from streamq.broker.server import Broker
 from streamq.errors import StreamQError
-from streamq.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamq.broker.partition import Partition
+    from streamq.settings import Settings
 
 __all__ = ["Guardian", "Pulse", "guardian"]
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
 from streamq.broker.server import Broker
@@ -24,7 +24,9 @@ from streamq.clock import now_ms, to_ms
 from streamq.codec import encode_json, envelope_bytes
 from streamq.errors import BadArguments, BrokerUnavailable, NotConfirmed, PayloadTooLarge
 from streamq.keys import lane_digit
-from streamq.registry import HandlerSpec
+
+if TYPE_CHECKING:
+    from streamq.registry import HandlerSpec
 
 __all__ = ["Client", "Draft", "Job", "Options", "SyncBridge", "new_job_id"]
 
@@ -54,9 +56,7 @@ class _IdMaker:
         self._ms, self._pid, self._count = ms, os.getpid(), 0
         stamp = "".join(_CROCKFORD[(ms >> shift) & 31] for shift in range(45, -1, -5))
         noise = secrets.randbits(45)
-        self._prefix = stamp + "".join(
-            _CROCKFORD[(noise >> shift) & 31] for shift in range(40, -1, -5)
-        )
+        self._prefix = stamp + "".join(_CROCKFORD[(noise >> shift) & 31] for shift in range(40, -1, -5))
 
 
 new_job_id = _IdMaker().next
@@ -156,28 +156,26 @@ def draft(
     delay_ms = _delay_ms(options) if options is not _NO_OPTIONS else 0
     digit = lane_digit(options.priority or spec.priority)
     job_id = options.id or new_job_id()
-    return Draft(
-        NewJob(job_id, digit, envelope, delay_ms, dedup), spec.name, spec.queue, options.replicas
-    )
+    return Draft(NewJob(job_id, digit, envelope, delay_ms, dedup), spec.name, spec.queue, options.replicas)
 
 
-def _rest(
-    spec: HandlerSpec, key: str | None, dedup: str | None, options: Options
-) -> dict[str, Any] | None:
+def _rest(spec: HandlerSpec, key: str | None, dedup: str | None, options: Options) -> dict[str, Any]:
     """Collect the envelope's optional fields; most jobs have one or none."""
     rest: dict[str, Any] = {}
     if key is not None:
         rest["u"] = _checked_text(key, "key")
     if dedup is not None:
         rest["g"] = _checked_text(dedup, "dedup")
-    if options is _NO_OPTIONS:
-        return rest
+    if options is not _NO_OPTIONS:
+        _add_options(rest, spec, options)
+    return rest
+
+
+def _add_options(rest: dict[str, Any], spec: HandlerSpec, options: Options) -> None:
+    if options.id is not None:
+        _checked_text(options.id, "id")
     if options.max_attempts is not None:
-        if options.max_attempts < 1:
-            raise BadArguments(
-                f"max_attempts counts from 1, and {options.max_attempts} came for {spec.name!r}"
-            )
-        rest["m"] = options.max_attempts
+        rest["m"] = _checked_attempts(options.max_attempts, spec)
     if options.deadline is not None:
         rest["x"] = _moment_ms(options.deadline, "deadline")
     if options.occurrence is not None:
@@ -186,9 +184,12 @@ def _rest(
         rest["t"] = _checked_headers(options.headers)
     if options.keep_result is not None:
         rest["kr"] = to_ms(options.keep_result)
-    if options.id is not None:
-        _checked_text(options.id, "id")
-    return rest
+
+
+def _checked_attempts(max_attempts: int, spec: HandlerSpec) -> int:
+    if max_attempts < 1:
+        raise BadArguments(f"max_attempts counts from 1, and {max_attempts} came for {spec.name!r}")
+    return max_attempts
 
 
 def _checked_text(text: str, what: str) -> str:
@@ -201,9 +202,9 @@ def _checked_text(text: str, what: str) -> str:
     return text
 
 
-def _checked_headers(headers: dict[str, str]) -> dict[str, str]:
+def _checked_headers(headers: dict[Any, Any]) -> dict[str, str]:
     for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):  # type checkers see str; callers may not use one
+        if not isinstance(name, str) or not isinstance(value, str):
             raise BadArguments(f"headers are text by text, and {name!r}: {value!r} came")
     encode_json(headers)
     return headers
@@ -255,9 +256,7 @@ class Producer:
     async def _flush(self) -> None:
         try:
             while self._waiting:
-                batch = [
-                    self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))
-                ]
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
                 await self._send(batch)
         finally:
             self._flusher = None
@@ -265,7 +264,7 @@ class Producer:
     async def _send(self, batch: list[tuple[Draft, asyncio.Future[str]]]) -> None:
         try:
             added = await self.many([item for item, _ in batch])
-        except BaseException as error:  # noqa: BLE001 - each caller gets it
+        except BaseException as error:
             for _, future in batch:
                 if not future.done():
                     future.set_exception(_fresh(error))
@@ -289,9 +288,7 @@ class Producer:
             jobs = [item.new for item in items]
             while True:
                 try:
-                    return await self._partition.add(
-                        self._name, self._number, jobs, max_depth=self._max_depth
-                    )
+                    return await self._partition.add(self._name, self._number, jobs, max_depth=self._max_depth)
                 except CallRepeated as repeated:
                     return Added(repeated.results.split("\n") if repeated.results else "n" * len(jobs), 0)
                 except BrokerUnavailable:
@@ -447,9 +444,5 @@ class SyncBridge:
             if self._loop is None or self._pid != os.getpid():
                 self._loop = asyncio.new_event_loop()
                 self._pid = os.getpid()
-                threading.Thread(
-                    target=self._loop.run_forever, name="streamq-sync", daemon=True
-                ).start()
+                threading.Thread(target=self._loop.run_forever, name="streamq-sync", daemon=True).start()
             return self._loop
-
-

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from streamq.clock import to_ms
 from streamq.errors import BadArguments, ConfigurationError, UnknownHandler
 from streamq.keys import LANES, check_queue_name
 from streamq.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["HandlerSpec", "Isolation", "Priority", "Registry"]
 
@@ -94,20 +96,12 @@ class HandlerSpec:
 def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
     check_queue_name(spec.queue)
     where = f"handler {spec.name!r}"
-    if not spec.name.isidentifier() and not all(
-        part.isidentifier() for part in spec.name.replace("-", "_").split(".")
-    ):
-        raise ConfigurationError(
-            f"{where}: a name is letters, digits and '_', with '.' or '-' between"
-        )
+    if not spec.name.isidentifier() and not all(part.isidentifier() for part in spec.name.replace("-", "_").split(".")):
+        raise ConfigurationError(f"{where}: a name is letters, digits and '_', with '.' or '-' between")
     if spec.max_attempts < 1:
-        raise ConfigurationError(
-            f"{where}: max_attempts counts from 1, and {spec.max_attempts} came"
-        )
+        raise ConfigurationError(f"{where}: max_attempts counts from 1, and {spec.max_attempts} came")
     if spec.timeout is not None and spec.timeout <= timedelta(0):
-        raise ConfigurationError(
-            f"{where}: timeout must be longer than nothing, and {spec.timeout} came"
-        )
+        raise ConfigurationError(f"{where}: timeout must be longer than nothing, and {spec.timeout} came")
     if spec.priority not in LANES[:3]:
         raise ConfigurationError(f"{where}: priority is high, normal or low, not {spec.priority!r}")
     variadic = [p.name for p in signature.parameters.values() if p.kind in _VARIADIC]

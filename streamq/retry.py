@@ -6,12 +6,15 @@ See https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from streamq.clock import to_ms
 from streamq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Never", "RetryPolicy"]
 
@@ -40,9 +43,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.base < timedelta(0) or self.cap < timedelta(0):
-            raise ConfigurationError(
-                f"a back-off cannot be negative: base={self.base}, cap={self.cap}"
-            )
+            raise ConfigurationError(f"a back-off cannot be negative: base={self.base}, cap={self.cap}")
 
     def ceiling_ms(self, attempt: int) -> int:
         """Return the longest wait after this attempt (from 1)."""

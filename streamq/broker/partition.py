@@ -5,15 +5,17 @@ What the scripts promise stands on top of each `.lua` file. Here their words bec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamq.broker.wire import Fault, ServerRefused, Wire
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
 from streamq.keys import GROUP, Keys
 from streamq.scripts import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Report", "Unregistered"]
 
@@ -27,11 +29,11 @@ _PRODUCER_KEPT_MS = 86_400_000
 Arg = str | bytes | int | float
 
 
-class Unregistered(Exception):  # noqa: N818 - an order to register again, not a failure
+class Unregistered(Exception):
     """Redis does not know this worker, or gave it up: it must drop what it holds and register under a new name."""
 
 
-class CallRepeated(Exception):  # noqa: N818 - an answer, not a failure
+class CallRepeated(Exception):
     """The numbered call was already accepted; nothing was added. Carries what the producer's record says."""
 
     def __init__(self, last: int, cursor: str, results: str) -> None:
@@ -124,7 +126,7 @@ class Partition:
 
     # Producing.
 
-    async def add(
+    async def add(  # noqa: PLR0913 - the arguments of one script
         self,
         producer: str,
         number: int,
@@ -177,9 +179,7 @@ class Partition:
             )
         if verdict == b"REPEAT":
             raise CallRepeated(reply[2], reply[3].decode(), reply[4].decode())
-        raise ServerRefused(
-            f"the producer's call does not follow its last one, {reply[2]}", Fault.EXIT
-        )
+        raise ServerRefused(f"the producer's call does not follow its last one, {reply[2]}", Fault.EXIT)
 
     # Working.
 
@@ -191,7 +191,7 @@ class Partition:
             raise Unregistered
         return reply[1], reply[2]
 
-    async def cycle(
+    async def cycle(  # noqa: PLR0913 - the arguments of one script
         self,
         consumer: str,
         report: Report,
@@ -252,7 +252,7 @@ class Partition:
             Unregistered: The group is gone.
             BrokerUnavailable: A delivery may have been made that never arrived; see `strays`.
         """
-        command = (
+        command: tuple[Arg, ...] = (
             "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *self.keys.lanes,
             *(">" for _ in self.keys.lanes),
         )  # fmt: skip
@@ -307,9 +307,7 @@ class Partition:
             pending but no longer exist.
         """
         keys = (self.keys.lanes[digit - 1], self.keys.index, self.keys.workers, self.keys.lanes[0])
-        following, handed, vanished = await self._wire.script(
-            load("sweep"), keys, [digit, lease_ms, cursor, BATCH]
-        )
+        following, handed, vanished = await self._wire.script(load("sweep"), keys, [digit, lease_ms, cursor, BATCH])
         return following, handed, len(vanished)
 
     # Watching over workers.
@@ -341,14 +339,10 @@ def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
     for i in range(0, len(read), 2):
         _deliver(read[i], read[i + 1], now, deliveries, markers)
     control = [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in news]
-    return CycleReply(
-        server_ms, next_due_ms, refused, lost, deliveries, markers, control, bool(paused)
-    )
+    return CycleReply(server_ms, next_due_ms, refused, lost, deliveries, markers, control, bool(paused))
 
 
-def _deliver(
-    digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]
-) -> None:
+def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]) -> None:
     prefix = b"%d" % digit
     for entry, fields in entries:
         if fields[0] == b"j":

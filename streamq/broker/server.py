@@ -106,9 +106,7 @@ class Broker:
         if not has_aof:
             warnings.append("appendonly is off: jobs since the last snapshot are lost when Redis restarts")
         product = "Valkey" if "valkey_version" in info else "Redis"
-        return ServerInfo(
-            product, info.get("valkey_version", version), policy, has_aof, tuple(warnings)
-        )
+        return ServerInfo(product, info.get("valkey_version", version), policy, has_aof, tuple(warnings))
 
     async def close(self) -> None:
         """Close what the pool holds; connections given out are closed by those who asked for them."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.connection import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
@@ -28,7 +27,11 @@ from redis.exceptions import (
 )
 
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
-from streamq.scripts import Script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamq.scripts import Script
 
 __all__ = ["Fault", "ServerRefused", "Wire", "fault_of"]
 
@@ -133,7 +136,7 @@ class Wire:
             where: The address without secrets, for messages.
             timeout_s: The longest wait for any reply. A blocking command adds its own time.
         """
-        self._connection = cast("Connection", pool.make_connection())
+        self._connection = cast("Connection", pool.make_connection())  # type: ignore[no-untyped-call]
         self._where = where
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
@@ -181,7 +184,7 @@ class Wire:
         connection = self._connection
         async with self._turn:
             try:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                 replies = [await self._read_any() for _ in commands]
             except (RedisError, OSError) as error:
@@ -198,7 +201,7 @@ class Wire:
     async def _exchange(self, command: Sequence[Arg], timeout_s: float) -> Any:
         connection = self._connection
         if not connection.is_connected:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
         await connection.send_packed_command(connection.pack_command(*command), check_health=False)
         if not math.isinf(timeout_s):
             async with asyncio.timeout(timeout_s):

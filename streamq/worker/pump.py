@@ -63,27 +63,30 @@ class Pump:
         self._slots = slots
         self._settings = slots.settings
         self._name = name
-        self._lives = 0
         self._partition: Partition = broker.partition(queue)
         self._reading: Partition = broker.partition(queue)
-        self._reader: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._reader: asyncio.Task[None] | None = None
+        self._stale_check: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
         self._markers: list[Arg] = []
         self._control_cursor = b"0-0"
+        self._sweep_cursors = [b"0-0"] * 6
         self._hungry = True
         """Whether a read may find something: not after one that found nothing."""
         self._paused = False
         self._in_doubt = False
         """Whether the last report's reply was lost."""
+        self._lives = 0
         self._cycles = 0
         self._next_due_at = 0.0
         self._next_beat_at = 0.0
         self._next_sweep_at = 0.0
         self._trust_beats_at = 0.0
-        self._sweep_cursors = [b"0-0"] * 6
-        self._loop = asyncio.get_running_loop()
-        self._stale_check: asyncio.TimerHandle | None = None
-        self._returning: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
         """There is something to say or to ask."""
@@ -175,14 +178,10 @@ class Pump:
         expected_ms = self.clock.now_ms()
         self.clock.observe(server_ms)
         if self.failure is not None:
-            event(
-                log, logging.INFO, "redis.back", queue=self.queue, gap_s=round(now - self.last_good, 1)
-            )
+            event(log, logging.INFO, "redis.back", queue=self.queue, gap_s=round(now - self.last_good, 1))
             self.failure = None
         elif self.last_good and abs(server_ms - expected_ms) > self._settings.dead_after_ms / 2:
-            event(
-                log, logging.WARNING, "redis.clock_jumped", queue=self.queue, by_ms=server_ms - expected_ms
-            )
+            event(log, logging.WARNING, "redis.clock_jumped", queue=self.queue, by_ms=server_ms - expected_ms)
             self._distrust_beats()
         self.last_good = now
 
@@ -338,9 +337,7 @@ class Pump:
         """Wait inside Redis for the next jobs, as many as there are free slots now."""
         self.reserved += count
         try:
-            deliveries, markers = await self._reading.wait(
-                self.consumer, count, BLOCK_MS, self._loop.time
-            )
+            deliveries, markers = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
         finally:
             self.reserved -= count
         self._markers += markers

@@ -7,7 +7,7 @@ import traceback
 from asyncio import CancelledError, Task
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamq.clock import to_ms
 from streamq.job import (
@@ -31,7 +31,9 @@ from streamq.job import (
     Snooze,
     Snoozed,
 )
-from streamq.registry import HandlerSpec
+
+if TYPE_CHECKING:
+    from streamq.registry import HandlerSpec
 
 __all__ = ["PARK_MS", "RunningJob", "Stop", "run", "verdict"]
 
@@ -146,12 +148,12 @@ def _failure(error: BaseException) -> Failure:
     return Failure(kind, message[:_LONGEST_MESSAGE], text[-_LONGEST_TRACEBACK:], mark)
 
 
-def verdict(delivery: Delivery, spec: HandlerSpec | None, now_ms: int) -> Outcome | None:
+def verdict(  # noqa: PLR0911 - a list of reasons, one return each
+    delivery: Delivery, spec: HandlerSpec | None, now_ms: int
+) -> Outcome | None:
     """Tell what becomes of a job that must not be run here and now; None: run it."""
     if delivery.crashes >= CRASH_LIMIT:
-        return Dead(
-            Failure("CrashedWorker", f"{delivery.crashes} workers died while they ran this job")
-        )
+        return Dead(Failure("CrashedWorker", f"{delivery.crashes} workers died while they ran this job"))
     envelope = delivery.envelope
     if envelope is None:
         return Dead(Failure("BadEnvelope", "the job's envelope cannot be read"))

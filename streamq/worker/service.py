@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import gc
 import logging
@@ -14,17 +13,22 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
-from streamq.app import StreamQ
 from streamq.broker.server import Broker
 from streamq.errors import BrokerUnavailable
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import ParentLink
-from streamq.settings import Settings
 from streamq.worker.pump import Pump
 from streamq.worker.run import Stop
 from streamq.worker.slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamq.app import StreamQ
+    from streamq.settings import Settings
 
 __all__ = ["SILENCE_LIMIT_S", "Worker", "main"]
 
@@ -64,6 +68,11 @@ class Worker:
 
     # From outside.
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it was told to stop."""
+        return self._draining.is_set()
+
     def drain(self) -> None:
         """Start nothing new, let running jobs end, then stop."""
         self._draining.set()
@@ -86,9 +95,7 @@ class Worker:
         self.slots = slots = Slots(self.settings, self.app.registry, self._threads)
         slots.on_control = self._control
         slots.on_rename = self._renamed
-        slots.pumps = [
-            Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues
-        ]
+        slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
         pulse = None if self._link.present else self._pulse(slots)
         try:
@@ -108,7 +115,8 @@ class Worker:
                 await asyncio.to_thread(pulse.stop)
             self._threads.shutdown(wait=False, cancel_futures=True)
             await self._broker.close()
-        event(log, logging.INFO, "worker.stopped", worker=self.name, **slots.counters)
+        outcomes: dict[str, Any] = dict(slots.counters)
+        event(log, logging.INFO, "worker.stopped", worker=self.name, **outcomes)
         return self.exit_code
 
     async def _check_server(self) -> None:
@@ -235,9 +243,7 @@ class Worker:
         event(log, logging.INFO, "worker.draining", worker=self.name, running=slots.busy)
         idle = asyncio.ensure_future(slots.idle())
         forced = asyncio.ensure_future(self._forced.wait())
-        await asyncio.wait(
-            {idle, forced}, timeout=self.settings.grace_ms / 1000, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({idle, forced}, timeout=self.settings.grace_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
             event(log, logging.WARNING, "worker.interrupting", worker=self.name, running=slots.busy)
             slots.stop_all(Stop.SHUTDOWN)
@@ -254,18 +260,17 @@ class Worker:
 def main(settings: Settings, app: StreamQ, *, name: str | None = None) -> int:
     """Run one worker process until it is told to stop. Returns the exit code."""
     faulthandler.enable()
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - not on every platform
-
-        return asyncio.run(_main(settings, app, name), loop_factory=uvloop.new_event_loop) if sys.version_info >= (
-            3, 12
-        ) else _run_with(uvloop.new_event_loop, settings, app, name)  # fmt: skip
-    return asyncio.run(_main(settings, app, name))
-
-
-def _run_with(factory: object, settings: Settings, app: StreamQ, name: str | None) -> int:
-    with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_main(settings, app, name))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 async def _main(settings: Settings, app: StreamQ, name: str | None) -> int:
@@ -283,7 +288,7 @@ async def _main(settings: Settings, app: StreamQ, name: str | None) -> int:
 
 def _stop_signal(worker: Worker) -> None:
     """Drain on the first TERM or INT, force on the second."""
-    if worker._draining.is_set():  # noqa: SLF001 - the same module
+    if worker.is_draining:
         worker.force()
     else:
         worker.drain()

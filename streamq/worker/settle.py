@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
 
-from streamq.broker.partition import Arg, Report
 from streamq.codec import encode_envelope, encode_json
 from streamq.job import (
     Cancelled,
@@ -17,6 +16,7 @@ from streamq.job import (
     Dropped,
     Envelope,
     Expired,
+    Failure,
     Outcome,
     Released,
     Retrying,
@@ -24,10 +24,16 @@ from streamq.job import (
 )
 from streamq.keys import LANES
 
+if TYPE_CHECKING:
+    from streamq.broker.partition import Arg, Report
+
 __all__ = ["LARGEST_RESULT", "Settled", "add_to_report", "settle"]
 
 LARGEST_RESULT = 65_536
 """A result larger than this is not kept; the job is completed all the same."""
+
+
+_END_STATES = {Dead: "dead", Cancelled: "cancelled", Expired: "expired"}
 
 
 class Settled:
@@ -115,29 +121,31 @@ def _released_dedup(settled: Settled, envelope: Envelope | None) -> Settled:
     return settled
 
 
-def _ended(
-    delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: int, finished_ms: int
-) -> Settled:
+def _ended(delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: int, finished_ms: int) -> Settled:
+    record = _record(delivery, _END_STATES[type(outcome)], begun_ms, finished_ms)
     match outcome:
         case Dead(failure=failure):
-            record = _record(delivery, "dead", begun_ms, finished_ms)
-            record["x"] = {
-                "t": failure.type, "m": failure.message, "tb": failure.traceback, "fp": failure.fingerprint,
-            }  # fmt: skip
+            record["x"] = _error(failure)
         case Cancelled(reason=reason):
-            record = _record(delivery, "cancelled", begun_ms, finished_ms)
-            record["x"] = {"t": "Cancelled", "m": reason, "tb": "", "fp": ""}
+            record["x"] = _error(Failure("Cancelled", reason))
         case Expired():
-            record = _record(delivery, "expired", begun_ms, finished_ms)
+            pass
     settled = Settled(delivery, orjson.dumps(record))
     if isinstance(outcome, Dead):
         settled.letter = delivery.raw
     return _released_dedup(settled, delivery.envelope)
 
 
-def _requeued(
-    delivery: Delivery, outcome: Retrying | Snoozed, begun_ms: int, finished_ms: int
-) -> Settled:
+def _error(failure: Failure) -> dict[str, str]:
+    return {
+        "t": failure.type,
+        "m": failure.message,
+        "tb": failure.traceback,
+        "fp": failure.fingerprint,
+    }
+
+
+def _requeued(delivery: Delivery, outcome: Retrying | Snoozed, begun_ms: int, finished_ms: int) -> Settled:
     """Prepare the next start of a job. The enqueue time stays, and the number of starts rises: the fence needs it."""
     envelope = delivery.envelope
     record = b""
@@ -145,15 +153,10 @@ def _requeued(
     if envelope is not None and isinstance(outcome, Retrying):
         fields = _record(delivery, "retrying", begun_ms, finished_ms)
         fields["d"] = finished_ms + outcome.delay_ms
-        failure = outcome.failure
-        fields["x"] = {
-            "t": failure.type, "m": failure.message, "tb": failure.traceback, "fp": failure.fingerprint,
-        }  # fmt: skip
+        fields["x"] = _error(outcome.failure)
         record = orjson.dumps(fields)
         raw = encode_envelope(
-            msgspec.structs.replace(
-                envelope, attempt=envelope.attempt + 1, starts=envelope.starts + 1
-            )
+            msgspec.structs.replace(envelope, attempt=envelope.attempt + 1, starts=envelope.starts + 1)
         )
     elif envelope is not None and envelope.version == 1:
         raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))

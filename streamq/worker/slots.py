@@ -11,7 +11,6 @@ import contextvars
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamq.codec import decode_envelope
@@ -22,6 +21,7 @@ from streamq.worker.run import RunningJob, Stop, run, verdict
 from streamq.worker.settle import settle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
     from streamq.broker.partition import Arg
@@ -162,9 +162,7 @@ class Slots:
                 return pump.buffer.popleft(), pump
         return None
 
-    async def _run_one(
-        self, delivery: Delivery, pump: Pump, here: Place
-    ) -> tuple[Outcome, RunningJob | None]:
+    async def _run_one(self, delivery: Delivery, pump: Pump, here: Place) -> tuple[Outcome, RunningJob | None]:
         now_ms = pump.clock.now_ms()
         try:
             delivery.envelope = envelope = decode_envelope(delivery.raw)
