@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from streamq import embedded
+from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -52,10 +53,13 @@ class Eventually(Protocol):
 
 def pytest_report_header() -> list[str]:
     """Say which servers serve, before anything else."""
-    return [
-        f"redis: {_address('STREAMQ_TEST_REDIS_URL') or _version(_redis_program())}",
-        f"mongodb: {_address('STREAMQ_TEST_MONGODB_URL') or _version(embedded.find_mongod())}",
-    ]
+    try:
+        return [
+            f"redis: {_address('STREAMQ_TEST_REDIS_URL') or _version(_redis_program())}",
+            f"mongodb: {_address('STREAMQ_TEST_MONGODB_URL') or _version(embedded.find_mongod())}",
+        ]
+    except ConfigurationError as error:
+        raise pytest.UsageError(f"{error}; {error.hint}") from None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

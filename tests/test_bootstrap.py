@@ -78,10 +78,10 @@ def executable(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("streamq", ["-m", "streamq", "two words", "*"]),
-        ("streamq-worker", ["-m", "streamq", "worker", "two words", "*"]),
-        ("streamq-cron", ["-m", "streamq", "cron", "two words", "*"]),
-        ("streamq-api", ["-m", "streamq", "api", "two words", "*"]),
+        ("streamq", ["-P", "-m", "streamq", "two words", "*"]),
+        ("streamq-worker", ["-P", "-m", "streamq", "worker", "two words", "*"]),
+        ("streamq-cron", ["-P", "-m", "streamq", "cron", "two words", "*"]),
+        ("streamq-api", ["-P", "-m", "streamq", "api", "two words", "*"]),
         ("test", ["-m", "tox", "run", "-e", "py311", "--", "two words", "*"]),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_link_to_a_program_finds_its_clone(clone: Clone, tmp_path: Path) -> No
     """People link programs into a folder on their PATH."""
     clone.pretend_environment()
     (tmp_path / "sq").symlink_to(clone.root / "bin" / "streamq-worker")
-    assert clone.run(tmp_path / "sq").stdout.splitlines() == ["python", "-m", "streamq", "worker"]
+    assert clone.run(tmp_path / "sq").stdout.splitlines() == ["python", "-P", "-m", "streamq", "worker"]
 
 
 def test_a_made_environment_costs_next_to_nothing(clone: Clone) -> None:
