@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 from streamq.clock import utc_now
@@ -20,11 +19,12 @@ from streamq.parent.control import Control
 from streamq.parent.guard import Guard
 from streamq.parent.output import Output
 from streamq.parent.roles import Hooks, Pace
+from streamq.parent.signals import Signals
 from streamq.parent.slot import Desk, Slot
 from streamq.process import exit_status, notify, rss_bytes, watchdog_period_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
     from pathlib import Path
 
     from streamq.parent.child import Child, Death
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 MOST_INSTANCES = 1_000
 """More processes than this on one machine is a typing error."""
 FORCED, QUIT, INTERNAL_ERROR = 130, 131, 70
-WORKER = "worker"
-ECHO_S = 0.1
-"""Two stop signals closer than this are one: tools such as `uv run` repeat the Ctrl-C that the terminal sent too."""
 STATUS_PERIOD_S = 1.0
 
 
@@ -75,11 +72,8 @@ class Parent:
         self._rolling: set[str] = set()
         self._finished = asyncio.Event()
         self._exit_code = 0
-        self._signalled_s: float | None = None
-        self._is_stopping = self._is_forced = self._is_quiet = self._told_ready = False
-        self._has_terminal = _has_terminal()
+        self._is_stopping = self._is_quiet = self._told_ready = False
         self._started_at = utc_now()
-        self._signals: tuple[signal.Signals, ...] = ()
 
     async def run(self) -> int:
         """Start everything, and keep it running until told to stop.
@@ -88,7 +82,7 @@ class Parent:
             0 after a clean stop, 1 if a child had to be killed or failed while stopping, 130 when forced, and the
             child's own code if a role could not be started.
         """
-        self._install_signals()
+        signals = Signals(self)
         if self._control is not None:
             await self._control.open()
         for role in self._roles.values():
@@ -105,7 +99,7 @@ class Parent:
             if self._control is not None:
                 await self._control.close()
             self._output.close()
-            self._remove_signals()
+            signals.close()
         return self._exit_code
 
     # What an operator may ask for.
@@ -158,15 +152,44 @@ class Parent:
             event(log, logging.INFO, "parent.stopping", "stopping: running jobs get their grace")
             self._start(self._stop_all())
 
+    def force(self) -> None:
+        """Order everything to stop now rather than to drain, and kill what takes longer than `Pace.margin_s`."""
+        event(log, logging.WARNING, "parent.forced", "stopping by force")
+        self._exit_code = FORCED
+        for slot in self._slots:
+            self._start(slot.force())
+
+    def quit(self) -> None:
+        """Kill everything. What the children held is buried, so that others take it."""
+        self.stop()
+        self._exit_code = QUIT
+        for slot in self._slots:
+            self._start(slot.kill())
+
+    def set_quiet(self, *, is_quiet: bool) -> None:
+        """Have the children take no new work, those started later included; or have them go on."""
+        self._is_quiet = is_quiet
+        self.forward(signal.SIGTSTP if is_quiet else signal.SIGCONT)
+
+    def forward(self, number: signal.Signals) -> None:
+        """Send a signal to every child that has said it is ready; others may not expect it, and die of it."""
+        for child in self._children():
+            if child.speaks and child.ready.is_set():
+                child.send(number)
+
     def ps(self) -> dict[str, Any]:
         """Describe the parent and its children, for `streamq ps`."""
         return {
             "parent": {"pid": os.getpid(), "started_at": self._started_at.isoformat(), "state": self._state},
-            "roles": {name: len(self._active(role)) for name, role in self._roles.items()},
+            "roles": self.counts(),
             "children": [
                 _described(slot) for slot in sorted(self._slots, key=lambda slot: (slot.role.name, slot.number))
             ],
         }
+
+    def counts(self) -> dict[str, int]:
+        """Return how many children each role is meant to have."""
+        return {name: len(self._active(role)) for name, role in self._roles.items()}
 
     def names(self) -> set[str]:
         """Return the names of all roles and children, and `parent`, whose lines may be asked for."""
@@ -295,76 +318,7 @@ class Parent:
         await asyncio.gather(*(slot.retire() for slot in list(self._slots)))
         self._finish_if_over()
 
-    async def _end_now(self) -> None:
-        self._is_forced, self._exit_code = True, FORCED
-        await asyncio.gather(*(slot.force() for slot in list(self._slots)))
-
-    async def _quit(self) -> None:
-        self.stop()
-        self._is_forced, self._exit_code = True, QUIT
-        await asyncio.gather(*(slot.kill() for slot in list(self._slots)))
-
-    # Signals and systemd.
-
-    def _install_signals(self) -> None:
-        handlers = {
-            signal.SIGTERM: self._on_stop_signal,
-            signal.SIGINT: self._on_stop_signal,
-            signal.SIGQUIT: lambda: self._start(self._quit()),
-            signal.SIGHUP: self._on_hangup,
-            signal.SIGTSTP: lambda: self._set_quiet(is_quiet=True),
-            signal.SIGCONT: lambda: self._set_quiet(is_quiet=False),
-            signal.SIGUSR1: lambda: self._forward(signal.SIGUSR1),
-            signal.SIGTTIN: lambda: self._step(+1),
-            signal.SIGTTOU: lambda: self._step(-1),
-        }
-        for number, handler in handlers.items():
-            asyncio.get_running_loop().add_signal_handler(number, handler)
-
-        self._signals = tuple(handlers)
-
-    def _remove_signals(self) -> None:
-        for number in self._signals:
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _on_stop_signal(self) -> None:
-        """Drain at the first signal; at the second, force."""
-        now_s = time.monotonic()
-        if self._signalled_s is None:
-            self._signalled_s = now_s
-            self.stop()
-        elif now_s - self._signalled_s > ECHO_S and not self._is_forced:
-            event(log, logging.WARNING, "parent.forced", "stopping by force")
-            self._start(self._end_now())
-
-    def _on_hangup(self) -> None:
-        """Roll; but stop if the terminal that we were started at is gone, for nobody would ever stop us."""
-        if self._has_terminal and not _has_terminal():
-            self._on_stop_signal()
-            return
-        for name in self._roles:
-            self._ask(self.restart, name)
-
-    def _step(self, change: int) -> None:
-        """Scale the workers, or the first role where none is called so, by one; never to none."""
-        name = WORKER if WORKER in self._roles else next(iter(self._roles))
-        self._ask(self.scale, name, max(1, len(self._active(self._roles[name])) + change))
-
-    def _ask(self, command: Callable[..., object], *args: object) -> None:
-        """Do what a signal asks for; nobody waits for an answer, so a refusal goes to the log."""
-        try:
-            command(*args)
-        except BadInput as refusal:
-            event(log, logging.WARNING, "parent.refused", str(refusal))
-
-    def _set_quiet(self, *, is_quiet: bool) -> None:
-        self._is_quiet = is_quiet
-        self._forward(signal.SIGTSTP if is_quiet else signal.SIGCONT)
-
-    def _forward(self, number: signal.Signals) -> None:
-        for child in self._children():
-            if child.speaks and child.ready.is_set():  # others may not expect it, and die of it
-                child.send(number)
+    # systemd.
 
     async def _report_forever(self) -> None:
         """Tell systemd how things stand, each second, or more often where its watchdog asks for that."""
@@ -389,13 +343,6 @@ class Parent:
         children = [slot.child for slot in active if slot.child is not None and slot.ready.is_set()]
         busy, slots = sum(child.busy for child in children), sum(child.slots for child in children)
         return f"{len(children)}/{len(active)} ready, {busy}/{slots} busy" + (", stopping" * self._is_stopping)
-
-
-def _has_terminal() -> bool:
-    try:
-        return os.isatty(0) and os.tcgetpgrp(0) >= 0
-    except OSError:
-        return False
 
 
 def _described(slot: Slot) -> dict[str, Any]:

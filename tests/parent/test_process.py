@@ -1,0 +1,95 @@
+"""What a process and its machine tell each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from streamq.process import (
+    beat_file,
+    exit_status,
+    exit_words,
+    file_age_s,
+    is_frozen,
+    notify,
+    rss_bytes,
+    watchdog_period_s,
+)
+
+
+@pytest.mark.parametrize("name", ["path", "abstract"])
+def test_systemd_is_told_line_by_line(tmp_path, name):
+    """At a path, or in the abstract namespace."""
+    address = str(tmp_path / "notify") if name == "path" else f"@streamq-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address.replace("@", "\0"))
+        assert notify("READY=1", "STATUS=fine", environ={"NOTIFY_SOCKET": address})
+        assert listener.recv(1000) == b"READY=1\nSTATUS=fine"
+
+
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/no/such/socket"}])
+def test_a_missing_systemd_is_no_error(environ):
+    """Most machines of developers have none."""
+    assert not notify("READY=1", environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("environ", "period_s"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 15),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+    ],
+)
+def test_the_watchdog_is_answered_twice_as_often_as_it_asks(environ, period_s):
+    """And only by the process that it watches."""
+    assert watchdog_period_s(environ) == period_s
+
+
+def test_a_heartbeat_file_tells_its_age(tmp_path):
+    """A probe in a container has no port to ask."""
+    path = tmp_path / "run" / "worker.1"
+    assert file_age_s(path) is None
+    beat_file(path)
+    assert 0 <= file_age_s(path) < 5
+    os.utime(path, (time.time() - 100,) * 2)
+    assert 100 <= file_age_s(path) < 105
+    beat_file(path)
+    assert file_age_s(path) < 5
+
+
+@pytest.mark.parametrize(
+    ("returncode", "words", "status"),
+    [
+        (0, "exit 0, ended", 0),
+        (3, "exit 3", 3),
+        (78, "exit 78, bad configuration", 78),
+        (-11, "killed by SIGSEGV", 139),
+        (-9, "killed by SIGKILL, perhaps out of memory", 137),
+        (-200, "killed by signal 200", 328),
+    ],
+)
+def test_an_end_is_told_in_words_and_passed_on_as_a_shell_does(returncode, words, status):
+    """Nobody knows the numbers by heart."""
+    assert exit_words(returncode) == words
+    assert exit_status(returncode) == status
+
+
+def test_a_process_tells_its_memory_and_whether_it_is_frozen(eventually_sync):
+    """As long as there is one."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert rss_bytes(process.pid) > 0
+        assert not is_frozen(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        eventually_sync(lambda: is_frozen(process.pid))
+        process.kill()
+    assert rss_bytes(process.pid) is None
+    assert not is_frozen(process.pid)
