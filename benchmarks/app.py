@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -60,7 +61,20 @@ async def io(x: str) -> None:  # noqa: ARG001
 def io_in_thread(x: str) -> None:  # noqa: ARG001
     """Wait in a thread."""
     time.sleep(IO_JOB_S)
-    done() if done is not None else _count()
+    _done_in_thread()()
+
+
+_first_call = threading.Lock()
+
+
+def _done_in_thread() -> Callable[[], None]:
+    with _first_call:
+        return _counter_for_threads()
+
+
+@cache
+def _counter_for_threads() -> Callable[[], None]:
+    return tally.counter_for_threads()
 
 
 @cache

@@ -30,6 +30,8 @@ __all__ = ["main"]
 CONCURRENCY = 100
 """As many as raw reads at once."""
 
+CAPPED = (b"outbox", b"dead", b"control")
+
 NOTES = [
     "both sides: redis-py asyncio, uvloop, hiredis, TCP loopback, one private server with persistence off",
     "raw: XREADGROUP COUNT 100, body awaited in place, XACK and XDEL in one pipeline per batch; one await xadd after "
@@ -51,23 +53,32 @@ def parts(scale: Scale) -> list[Part]:
             ["drain_noop_ratio", "drain_noop_c3_ratio", "worker_cpu_us_per_job", "redis_cpu_us_per_job",
              "round_trips_per_job"],
             partial(_drains, rounds=scale.pick(5, 3), total=scale.pick(100_000, 20_000)),
+            quick_s=14,
         ),
         Part(
             ["enqueue_many_ratio", "enqueue_many_dedup_ratio", "enqueue_concurrent_ratio", "enqueue_one_ratio"],
             partial(_enqueues, rounds=scale.pick(5, 3), scale=scale),
+            quick_s=9,
         ),
         Part(
             ["idle_latency_p50_ratio", "idle_latency_p99_ms"],
-            partial(_latency, rounds=scale.pick(5, 2), count=scale.pick(1_000, 150)),
+            partial(_latency, rounds=scale.pick(5, 2), count=scale.pick(1_000, 100)),
+            quick_s=6,
         ),
-        Part(["delayed_late_p99_ms"], partial(_delayed, rounds=scale.pick(3, 1), count=scale.pick(2_000, 400))),
+        Part(
+            ["delayed_late_p99_ms"],
+            partial(_delayed, rounds=scale.pick(3, 1), count=scale.pick(2_000, 300)),
+            quick_s=4,
+        ),
         Part(
             ["bytes_per_queued_job", "bytes_per_finished_job"],
-            partial(_bytes, total=scale.pick(100_000, 20_000)),
+            partial(_bytes, rounds=scale.pick(3, 2), total=scale.pick(100_000, 10_000)),
+            quick_s=8,
         ),
         Part(
             ["million_due_max_call_ms"],
             partial(_million_due, rounds=scale.pick(3, 1), total=scale.pick(1_000_000, 100_000)),
+            quick_s=7,
         ),
     ]  # fmt: skip
 
@@ -112,7 +123,7 @@ def _drains(report: Report, *, rounds: int, total: int) -> None:
     names = list(sides)
     with _server(report) as server:
         report.server = server.version
-        for number in range(rounds):
+        for number in report.rounds(rounds):
             random.Random(number).shuffle(names)
             for name in names:
                 server.flush()
@@ -182,7 +193,7 @@ def _latency(report: Report, *, rounds: int, count: int) -> None:
     theirs: list[list[float]] = []
     with _server(report) as server:
         report.server = server.version
-        for _ in range(rounds):
+        for _ in report.rounds(rounds):
             server.flush()
             with (
                 tallied() as our_tallies,
@@ -222,17 +233,17 @@ def _delayed(report: Report, *, rounds: int, count: int) -> None:
     early, worst = 0, 0.0
     with _server(report) as server:
         report.server = server.version
-        for _ in range(rounds):
+        for _ in report.rounds(rounds):
             server.flush()
             with tallied() as tallies, app.worker(10)(server, tallies) as child:
                 wait_for_readers(server, child)
-                _produce(server, "delays", count=count, shortest_ms=200, longest_ms=3_000)
+                _produce(server, "delays", count=count, shortest_ms=200, longest_ms=1_500)
                 found = _milliseconds(tallies, count, child, per_ms=1e3)
             late.append(percentile(found, 99))
             early += sum(each < 0 for each in found)
             worst = max(worst, *found)
     report.add(
-        "delayed_late_p99_ms", late, "ms", at_most(5), f"{count:,} jobs, each due in 0.2 to 3 s, one worker",
+        "delayed_late_p99_ms", late, "ms", at_most(5), f"{count:,} jobs, each due in 0.2 to 1.5 s, one worker",
         holds=early == 0, detail={"early": early, "max_ms": worst},
     )  # fmt: skip
 
@@ -240,55 +251,56 @@ def _delayed(report: Report, *, rounds: int, count: int) -> None:
 # Memory.
 
 
-def _bytes(report: Report, *, total: int) -> None:
+def _bytes(report: Report, *, rounds: int, total: int) -> None:
+    queued, remains = [], []
     with _server(report) as server:
         report.server = server.version
-        queued = []
-        for _ in range(3):
+        server.flush()
+        _produce(server, "fill", count=total)
+        for _ in range(rounds):
             server.flush()
             before = server.figures().memory
             _produce(server, "fill", count=total)
             queued.append((server.figures().memory - before) / total)
-        report.add("bytes_per_queued_job", queued, "bytes", at_most(350), f"{total:,} jobs with a 120-byte argument")
         # What remains once for all (workers, groups) is no cost per job: count from the first drain to the next ones.
         server.flush()
-        remains = [_after_drain(server, total) for _ in range(4)]
-    finished = [(later[0] - earlier[0]) / total for earlier, later in pairwise(remains)]
-    streams = [(later[1] - earlier[1]) / total for earlier, later in pairwise(remains)]
+        for _ in range(rounds + 1):
+            _produce(server, "fill", count=total)
+            _work_off(server)
+            remains.append(_remaining(server))
+    report.add("bytes_per_queued_job", queued, "bytes", at_most(350), f"{total:,} jobs with a 120-byte argument")
+    finished = [(after[0] - before[0]) / total for before, after in pairwise(remains)]
+    streams = [streams / total for _, streams in remains]
     report.add(
         "bytes_per_finished_job", finished, "bytes", at_most(0.5), f"{total:,} jobs a round, after one to warm up",
         detail={"bytes_in_capped_streams_per_job_until_recorded": median(streams)},
     )  # fmt: skip
 
 
-def _after_drain(server: RedisServer, total: int) -> tuple[int, int]:
-    """Work jobs off; return the memory in use without capped streams, and theirs."""
-    _produce(server, "fill", count=total)
-    drain(server, [app.worker(CONCURRENCY, history="true")], total)
-    _wait_until_settled(server)
-    with server.client() as client:
-        capped = sum(
-            int(client.memory_usage(key, samples=0) or 0)
-            for key in client.scan_iter(count=1000)
-            if key.rpartition(b":")[2] in (b"outbox", b"dead", b"control")
-        )
-        client.execute_command("MEMORY", "PURGE")
-    return server.figures().memory - capped, capped
-
-
-def _wait_until_settled(server: RedisServer) -> None:
-    """Wait until no job is on the books; the worker may have been gone before its last outcomes were sent."""
+def _work_off(server: RedisServer) -> None:
+    """Run all jobs, and let the worker say goodbye when the last one is settled."""
     index = f"{{sq:{app.QUEUE}:0}}:index"
     with tallied() as tallies, server.client() as client, app.worker(CONCURRENCY)(server, tallies) as child:
         wait_until(lambda: not client.hlen(index), "all jobs are settled", child)
         child.stop()
 
 
+def _remaining(server: RedisServer) -> tuple[int, int]:
+    """Return the memory in use without the capped streams, and theirs; the streams are gone afterwards."""
+    with_streams = server.figures().memory
+    with server.client() as client:
+        capped = [key for key in client.scan_iter(count=1000) if key.rpartition(b":")[2] in CAPPED]
+        if capped:
+            client.delete(*capped)
+    without = server.figures().memory
+    return without, with_streams - without
+
+
 def _million_due(report: Report, *, rounds: int, total: int) -> None:
     longest, over, calls, fills = [], 0, 0, []
     with _server(report) as server:
         report.server = server.version
-        for _ in range(rounds):
+        for _ in report.rounds(rounds):
             server.flush()
             with server.client() as client:
                 client.config_set("slowlog-log-slower-than", 200)

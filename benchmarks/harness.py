@@ -127,6 +127,19 @@ class Report:
     notes: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    other_load: float = 0.0
+    """Cores that programs of others kept busy meanwhile: how loud the machine was."""
+    time_is_up_at: float = math.inf
+    """When the part that runs should be done, on the monotonic clock."""
+
+    def rounds(self, wanted: int) -> Iterator[int]:
+        """Count rounds; a quick run ends early, with one round at least, when another would take too long."""
+        begun = time.monotonic()
+        for number in range(wanted):
+            now = time.monotonic()
+            if number and now + (now - begun) / number > self.time_is_up_at:
+                return
+            yield number
 
     def add(self, name: str, values: Sequence[float], unit: str, bar: Bar | None, size: str, **more: Any) -> None:
         """Add a figure that was measured once a round: its median, and the interval of the median."""
@@ -140,7 +153,7 @@ class Report:
             "benchmark": self.benchmark,
             "quick": self.scale.quick,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": _machine(),
+            "machine": _machine() | {"cores_kept_busy_by_others": round(self.other_load, 2)},
             "versions": _versions() | {"server": self.server},
             "notes": self.notes,
             "results": [result.as_json() for result in self.results],
@@ -154,6 +167,8 @@ class Part:
 
     measures: Sequence[str]
     run: Callable[[Report], None]
+    quick_s: float
+    """How long it may take in a quick run. What one part leaves over, the next ones may use."""
 
 
 def median(values: Sequence[float]) -> float:
@@ -192,10 +207,16 @@ def run(benchmark: str, parts: Callable[[Scale], Sequence[Part]], arguments: Seq
     chosen = [part for part in parts(report.scale) if not options.only or set(options.only) & set(part.measures)]
     # Let go of servers and workers on the way out, as on an interrupt.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begun, busy_before, own_before = time.monotonic(), _busy_s(), _own_s()
     with _progress(len(chosen)) as say:
+        allowed_s = 0.0
         for part in chosen:
             say(", ".join(part.measures))
+            allowed_s += part.quick_s
+            report.time_is_up_at = begun + allowed_s if options.quick else math.inf
             _measure(part, report)
+    others_s = (_busy_s() - busy_before) - (_own_s() - own_before)
+    report.other_load = max(0.0, others_s / (time.monotonic() - begun))
     if options.json:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -254,6 +275,7 @@ def _print_table(report: Report) -> None:
     for result in report.results:
         detail = "".join(f", {key} {_plain(value)}" for key, value in result.detail.items())
         console.print(f"[bold]{result.name}[/]: {result.size}{detail}", highlight=False)
+    console.print(f"· programs of others kept {report.other_load:.2f} of {os.cpu_count()} cores busy", highlight=False)
     for note in report.notes:
         console.print(f"· {note}", highlight=False)
     for name, told in report.failures.items():
@@ -282,6 +304,19 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def _busy_s() -> float:
+    """Return for how long the processors were busy since the machine's start, all added up."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+    ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    """Return the processor time of this program and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _line_of(file: Path, word: str) -> str | None:

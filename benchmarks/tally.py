@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Journal", "JournalLine", "Tallies", "counter", "journal", "recorder_of_values"]
+__all__ = ["Journal", "JournalLine", "Tallies", "counter", "counter_for_threads", "journal", "recorder_of_values"]
 
 FOLDER = "STREAMQ_BENCH_TALLY"
 """The environment variable that names the folder."""
@@ -37,7 +38,7 @@ def _mapped(kind: str, length: int) -> memoryview:
 
 
 def counter() -> Callable[[], None]:
-    """Return a function that counts one job as done, from the loop or from any thread."""
+    """Return a function that counts one job as done. From one thread only."""
     slots = _mapped("count", _MARKS)
     now, count = time.monotonic_ns, 0
 
@@ -49,6 +50,17 @@ def counter() -> Callable[[], None]:
             slots[count // _STEP] = now()
 
     return done
+
+
+def counter_for_threads() -> Callable[[], None]:
+    """Return a function that counts one job as done, from any thread."""
+    done, turn = counter(), threading.Lock()
+
+    def done_in_turn() -> None:
+        with turn:
+            done()
+
+    return done_in_turn
 
 
 def recorder_of_values() -> Callable[[int], None]:

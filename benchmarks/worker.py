@@ -45,15 +45,17 @@ def parts(scale: Scale) -> list[Part]:
     """List what is measured."""
     slots = {"rounds": scale.pick(5, 2), "total": scale.pick(20_000, 4_000)}
     return [
-        Part(["io_ideal_ratio"], partial(_io, **slots)),
-        Part(["thread_ideal_ratio"], partial(_threads, **slots)),
+        Part(["io_ideal_ratio"], partial(_io, **slots), quick_s=15),
+        Part(["thread_ideal_ratio"], partial(_threads, **slots), quick_s=9),
         Part(
             ["head_of_line_max_ms"],
             partial(_head_of_line, rounds=scale.pick(5, 2), long_s=scale.pick(10.0, 3.0)),
+            quick_s=10,
         ),
         Part(
             ["two_process_ratio"],
-            partial(_two_processes, rounds=scale.pick(5, 3), total=scale.pick(100_000, 30_000)),
+            partial(_two_processes, rounds=scale.pick(5, 3), total=scale.pick(100_000, 20_000)),
+            quick_s=14,
         ),
     ]
 
@@ -91,7 +93,7 @@ def _io(report: Report, *, rounds: int, total: int) -> None:
     ours, bare = [], []
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
-        for number in range(rounds):
+        for number in report.rounds(rounds):
             sides = [_io_ours, _io_bare]
             for side in sides if number % 2 else reversed(sides):
                 server.flush()
@@ -125,7 +127,7 @@ def _threads(report: Report, *, rounds: int, total: int) -> None:
     rates = []
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
-        for _ in range(rounds):
+        for _ in report.rounds(rounds):
             server.flush()
             _fill(server, "io_in_thread", total)
             rates.append(_full_slots(server, app.worker(SLOTS), total))
@@ -150,7 +152,7 @@ def _head_of_line(report: Report, *, rounds: int, long_s: float) -> None:
     bursts = int(long_s * 0.9 / PAUSE_S)
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
-        for _ in range(rounds):
+        for _ in report.rounds(rounds):
             server.flush()
             with tallied() as tallies, app.worker(1)(server, tallies) as one, app.worker(1)(server, tallies) as other:
                 wait_for_readers(server, one, other)
@@ -179,7 +181,7 @@ def _two_processes(report: Report, *, rounds: int, total: int) -> None:
     found: dict[int, list[Drained]] = {1: [], 2: []}
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
-        for number in range(rounds):
+        for number in report.rounds(rounds):
             for processes in (1, 2) if number % 2 else (2, 1):
                 server.flush()
                 _fill(server, "noop", total)
