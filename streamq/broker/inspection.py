@@ -1,0 +1,346 @@
+"""Looking into a partition without touching it: for the API, the command line and the recorder.
+
+Every question is one round trip and bounded, whatever the partition holds. An answer is true of one moment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
+
+from streamq import scripts
+from streamq.broker.wire import ServerRefused, Wire
+from streamq.keys import HANDBACK, LANES, Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+__all__ = [
+    "BATCH", "Counts", "DeadLetter", "Delayed", "Flight", "Inspection", "LaneCounts", "LaneEntry", "Located", "Pause",
+    "WorkerSeen",
+]  # fmt: skip
+
+BATCH = 128
+"""The most jobs one call looks up."""
+
+MOST_WORKERS = 1000
+
+
+class Pause(NamedTuple):
+    """Why a partition gives out no jobs."""
+
+    until_ms: int
+    """0 when only a person ends it."""
+    reason: str
+    by: str
+
+
+class WorkerSeen(NamedTuple):
+    """A worker as Redis knows it."""
+
+    name: str
+    beat_age_ms: int
+    held: int
+    """Deliveries that it has not settled."""
+    given_up: bool
+    """Its deliveries are free to take; it must not go on under this name."""
+
+
+class LaneCounts(NamedTuple):
+    """What a lane holds. A wake-up entry that no worker has read yet counts as a waiting job."""
+
+    waiting: int
+    in_flight: int
+
+
+class Counts(NamedTuple):
+    """What a partition holds, at one moment."""
+
+    now_ms: int
+    lanes: Mapping[str, LaneCounts]
+    waiting: int
+    """Jobs in the lanes that no worker holds."""
+    in_flight: int
+    delayed: int
+    next_due_ms: int | None
+    dead: int
+    jobs: int
+    """Jobs that have not ended."""
+    outbox: int
+    oldest_wait_ms: int
+    """How long the job that waits longest has been waiting; 0 when none waits."""
+    pause: Pause | None
+    workers: Sequence[WorkerSeen]
+
+    def workers_alive(self, dead_after_ms: int) -> int:
+        """Count the workers that gave a sign of life within the given time."""
+        return sum(1 for worker in self.workers if not worker.given_up and worker.beat_age_ms <= dead_after_ms)
+
+
+class LaneEntry(NamedTuple):
+    """A job in a lane."""
+
+    lane: str
+    id: bytes
+    job_id: str
+    envelope: bytes
+    enqueued_ms: int
+
+
+class Flight(NamedTuple):
+    """A delivery that is not settled."""
+
+    lane: str
+    id: bytes
+    worker: str
+    idle_ms: int
+    """Since it was delivered or renewed."""
+    deliveries: int
+
+    @property
+    def is_handed_back(self) -> bool:
+        """Whether nobody runs it: it waits to be taken by the next worker that asks."""
+        return self.worker == HANDBACK
+
+
+class Delayed(NamedTuple):
+    """A job that is due later."""
+
+    job_id: str
+    due_ms: int
+    lane: str
+    enqueued_ms: int
+    envelope: bytes
+
+
+class DeadLetter(NamedTuple):
+    """A job that will not be tried again."""
+
+    id: bytes
+    job_id: str
+    envelope: bytes
+    record: bytes
+
+
+class Located(NamedTuple):
+    """Where a live job is."""
+
+    job_id: str
+    state: str
+    """queued, running or scheduled; one that waits for its next attempt is scheduled here."""
+    lane: str
+    envelope: bytes
+    enqueued_ms: int
+    entry_id: bytes = b""
+    worker: str = ""
+    idle_ms: int = 0
+    due_ms: int = 0
+
+
+class Inspection:
+    """A view of one partition."""
+
+    def __init__(self, wire: Wire, keys: Keys) -> None:
+        self._wire = wire
+        self.keys = keys
+
+    async def counts(self) -> Counts:
+        """Count what the partition holds. One round trip."""
+        keys = self.keys
+        reply = await self._wire.script(
+            scripts.load("view"),
+            [*keys.lanes, keys.delayed, keys.index, keys.outbox, keys.workers, keys.dead, keys.pause],
+            [MOST_WORKERS],
+        )
+        return _counts(reply)
+
+    async def tail(self, lane: str, after: bytes, *, limit: int, until_ms: int | None = None) -> list[LaneEntry]:
+        """List the jobs of a lane behind an entry, oldest first, whether somebody holds them or not.
+
+        Args:
+            lane: One of `LANES`.
+            after: Id of the last entry already known; `0-0` starts at the oldest.
+            limit: The most to look at; wake-up entries count and are left out.
+            until_ms: Only what came into the lane up to this moment of the server's.
+        """
+        end = "+" if until_ms is None else until_ms
+        stream = self.keys.lanes[LANES.index(lane)]
+        reply = await self._wire.call("XRANGE", stream, b"(" + after, end, "COUNT", limit)
+        return list(_jobs_only(_lane_entry(lane, *entry) for entry in reply))
+
+    async def newest(self, limit: int) -> list[LaneEntry]:
+        """List the newest jobs of all lanes, newest first, whether somebody holds them or not."""
+        commands = [("XREVRANGE", stream, "+", "-", "COUNT", limit) for stream in self.keys.lanes]
+        replies = await self._wire.pipeline(commands)
+        found = [_lane_entry(lane, *entry) for lane, reply in zip(LANES, replies, strict=True) for entry in reply]
+        return sorted(_jobs_only(found), key=lambda entry: entry.enqueued_ms, reverse=True)[:limit]
+
+    async def flights(
+        self, *, limit: int, least_idle_ms: int = 0, start: Mapping[str, bytes] | None = None
+    ) -> tuple[int, list[Flight]]:
+        """List deliveries that are not settled, oldest entry first in each lane.
+
+        Args:
+            limit: The most per lane.
+            least_idle_ms: Leave out what was delivered or renewed later than this long ago.
+            start: Per lane the entry id to start at.
+
+        Returns:
+            The server's time in ms, and the deliveries.
+        """
+        starts = [(start or {}).get(lane, b"-") for lane in LANES]
+        now_ms, lanes = await self._wire.script(
+            scripts.load("flights"), self.keys.lanes, [limit, least_idle_ms, *starts]
+        )
+        return now_ms, [
+            Flight(lane, row[0], row[1].decode(), row[2], row[3])
+            for lane, rows in zip(LANES, lanes, strict=True)
+            for row in rows
+        ]
+
+    async def entries(self, flights: Sequence[Flight]) -> list[LaneEntry | None]:
+        """Look up the jobs of deliveries; None for one that was settled meanwhile. One round trip."""
+        if not flights:
+            return []
+        commands = [("XRANGE", self.keys.lanes[LANES.index(flight.lane)], flight.id, flight.id) for flight in flights]
+        replies = await self._wire.pipeline(commands)
+        return [
+            _lane_entry(flight.lane, *reply[0]) if reply else None
+            for flight, reply in zip(flights, replies, strict=True)
+        ]
+
+    async def delayed(self, *, limit: int, offset: int = 0) -> list[Delayed]:
+        """List jobs that are due later, the earliest first. Two round trips."""
+        rows = await self._wire.call("ZRANGE", self.keys.delayed, offset, offset + limit - 1, "WITHSCORES")
+        if not rows:
+            return []
+        payloads = await self._wire.call("HMGET", self.keys.payload, *rows[::2])
+        found = zip(rows[::2], rows[1::2], payloads, strict=True)
+        return [_delayed(job_id, due, payload) for job_id, due, payload in found if payload]
+
+    async def dead(self, limit: int) -> list[DeadLetter]:
+        """List the newest dead letters, newest first."""
+        reply = await self._wire.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
+        letters = ((entry_id, _pairs(fields)) for entry_id, fields in reply)
+        return [
+            DeadLetter(entry_id, _text(fields.get(b"j")), fields.get(b"d", b""), fields.get(b"r", b""))
+            for entry_id, fields in letters
+        ]
+
+    async def locate(self, job_id: str) -> Located | None:
+        """Find a live job; None when it has ended or never was."""
+        return (await self.locate_many([job_id])).get(job_id)
+
+    async def locate_many(self, job_ids: Sequence[str]) -> dict[str, Located]:
+        """Find live jobs by their ids; those that are not live are left out. One round trip for each `BATCH`."""
+        keys, found = self.keys, dict[str, Located]()
+        for first in range(0, len(job_ids), BATCH):
+            batch = job_ids[first : first + BATCH]
+            # A surrogate that came in through a URL has no UTF-8 form; no job can have such an id.
+            names = [job_id.encode("utf-8", "replace") for job_id in batch]
+            reply = await self._wire.script(
+                scripts.load("locate"), [*keys.lanes, keys.delayed, keys.payload, keys.index], names
+            )
+            for job_id, row in zip(batch, reply, strict=True):
+                if place := _located(job_id, row):
+                    found[job_id] = place
+        return found
+
+    async def holder(self, dedup_key: str) -> str | None:
+        """Return the id of the job that holds a dedup key; it may have ended if the key has a window."""
+        try:
+            held = await self._wire.call("GET", self.keys.dedup(dedup_key).encode("utf-8", "replace"))
+        except ServerRefused:
+            return None
+        return None if held is None else _text(held)
+
+
+def _counts(reply: list[Any]) -> Counts:
+    now_ms, delayed, due, jobs, outbox, dead, pause, beats, rows = reply
+    lanes, held, oldest_ms = dict[str, LaneCounts](), dict[str, int](), list[int]()
+    for lane, (length, consumers, oldest) in zip(LANES, _threes(rows), strict=True):
+        pairs = [(_text(name), count) for name, count in zip(consumers[::2], consumers[1::2], strict=True)]
+        for name, count in pairs:
+            held[name] = held.get(name, 0) + count
+        flying = sum(count for name, count in pairs if name != HANDBACK)
+        lanes[lane] = LaneCounts(max(0, length - flying), flying)
+        oldest_ms += [int(oldest.partition(b"-")[0])] if oldest else []
+    in_flight = sum(lane.in_flight for lane in lanes.values())
+    # The lanes also hold wake-up entries; the index holds jobs only.
+    waiting = max(0, jobs - delayed - in_flight)
+    oldest_wait_ms = max(0, now_ms - min(oldest_ms)) if oldest_ms and waiting else 0
+    workers = [
+        _worker(now_ms, _text(name), float(beat), held) for name, beat in zip(beats[::2], beats[1::2], strict=True)
+    ]
+    return Counts(
+        now_ms, lanes, waiting, in_flight, delayed, int(float(due)) if due else None, dead, jobs, outbox,
+        oldest_wait_ms, _pause(pause, now_ms), [worker for worker in workers if worker.name != HANDBACK],
+    )  # fmt: skip
+
+
+def _worker(now_ms: int, name: str, beat_ms: float, held: Mapping[str, int]) -> WorkerSeen:
+    return WorkerSeen(name, max(0, now_ms - int(beat_ms)), held.get(name, 0), beat_ms <= 0)
+
+
+def _pause(raw: bytes, now_ms: int) -> Pause | None:
+    if not raw:
+        return None
+    until, _, said = raw.partition(b"|")
+    until_ms = int(until) if until.isdigit() else 0
+    if 0 < until_ms <= now_ms:
+        return None
+    try:
+        why = msgspec.json.decode(said, type=dict[str, Any])
+    except ValueError:  # a pause holds whatever its reason looks like
+        why = {}
+    return Pause(until_ms, str(why.get("reason") or ""), str(why.get("by") or ""))
+
+
+def _lane_entry(lane: str, entry_id: bytes, raw: list[bytes]) -> LaneEntry | None:
+    fields = _pairs(raw)
+    if b"j" not in fields:
+        return None
+    enqueued = fields.get(b"q") or entry_id.partition(b"-")[0]
+    return LaneEntry(lane, entry_id, _text(fields[b"j"]), fields.get(b"d", b""), int(enqueued))
+
+
+def _delayed(job_id: bytes, due: bytes, payload: bytes) -> Delayed:
+    digit, enqueued, envelope = payload.split(b"|", 2)
+    return Delayed(_text(job_id), int(float(due)), LANES[int(digit) - 1], int(enqueued), envelope)
+
+
+def _located(job_id: str, row: list[Any]) -> Located | None:
+    if not row:
+        return None
+    if row[0] == 0:
+        if not row[2]:
+            return None
+        place = _delayed(job_id.encode("utf-8", "replace"), row[1], row[2])
+        return Located(job_id, "scheduled", place.lane, place.envelope, place.enqueued_ms, due_ms=place.due_ms)
+    digit, entry_id, fields, consumer, idle_ms = cast("tuple[int, bytes, list[bytes], bytes, int]", tuple(row))
+    entry = _lane_entry(LANES[digit - 1], entry_id, fields)
+    if entry is None:
+        return None
+    worker = _text(consumer)
+    running = bool(worker) and worker != HANDBACK
+    return Located(
+        job_id, "running" if running else "queued", entry.lane, entry.envelope, entry.enqueued_ms, entry_id,
+        worker if running else "", idle_ms if running else 0,
+    )  # fmt: skip
+
+
+def _jobs_only(entries: Iterable[LaneEntry | None]) -> Iterator[LaneEntry]:
+    return (entry for entry in entries if entry is not None)
+
+
+def _pairs(fields: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _threes(values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(values[::3], values[1::3], values[2::3], strict=True)
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").decode("utf-8", "replace")
