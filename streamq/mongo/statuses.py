@@ -1,0 +1,279 @@
+"""The collection `job_status`: how a status gets there so that no older one ever replaces a newer one.
+
+Two kinds of status meet here. A *recorded* one comes from the outbox, whose ids order everything that was recorded. A
+*seen* one (queued, running, scheduled) was noticed in Redis in passing; it is ordered by an entry of another stream. So
+between the two kinds the attempt decides first: what was recorded of an attempt is final against what was seen of it,
+even after the server's clock was set back.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bson.binary import Binary
+from bson.errors import BSONError
+from pymongo import IndexModel, InsertOne, UpdateOne
+from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
+
+from streamq.clock import utc_now
+from streamq.errors import ConfigurationError, HistoryUnavailable
+from streamq.logs import event
+from streamq.mongo.client import Document, Mongo, is_passing, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["ATTEMPTS_KEPT", "INDEXES", "SEEN_STATES", "StatusWrite", "Statuses", "Written"]
+
+SEEN_STATES = ("queued", "running", "scheduled")
+ATTEMPTS_KEPT = 20
+
+_DUPLICATE_KEY = 11000
+_INDEX_CONFLICTS = (85, 86)
+_INDEX_BUILD_S = 600
+_QUARANTINED_BYTES = 1_000_000
+
+# What may be left of an earlier status and is no longer true.
+_CLEARED_BY_RECORDED = ("due_at", "error", "expires_at", "finished_at", "result", "result_error", "run_ms")
+_CLEARED_BY_SEEN = ("due_at", "expires_at", "finished_at", "result", "result_error", "run_ms")
+
+# Refusals that are about a document, raised before anything is sent.
+_UNENCODABLE = (BSONError, DocumentTooLarge, OverflowError, RecursionError, TypeError, UnicodeError, ValueError)
+
+INDEXES = {
+    "job_status": (
+        IndexModel(
+            [("user", 1), ("enqueued_at", -1), ("_id", -1)],
+            name="by_user",
+            partialFilterExpression={"user": {"$exists": True}},
+        ),
+        IndexModel([("enqueued_at", -1), ("_id", -1)], name="recent"),
+        IndexModel([("queue", 1), ("state", 1), ("enqueued_at", -1), ("_id", -1)], name="by_queue_and_state"),
+        IndexModel([("finished_at", -1), ("_id", -1)], name="failed", partialFilterExpression={"state": "dead"}),
+        IndexModel([("expires_at", 1)], name="expiry", expireAfterSeconds=0),
+    ),
+    "quarantine": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
+}
+"""Each serves a query of `history`; writing a status costs an entry in every one of them."""
+
+
+class StatusWrite(NamedTuple):
+    """What is to be known of a job from now on."""
+
+    job_id: str
+    version: int
+    is_seen: bool
+    fields: Document
+    """As in `job_status`, without `_id`, `version` and `attempts`. What is absent here and no longer true is cleared."""
+    attempts: list[Document]
+    """The attempts that this status adds, oldest first, each with the version of its own record."""
+    raw: bytes = b""
+    """The record as it came, kept if MongoDB refuses the document."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of a batch."""
+
+    inserted: int = 0
+    updated: int = 0
+    stale: int = 0
+    """Something newer was there already."""
+    quarantined: int = 0
+    refused: list[tuple[StatusWrite, str]] = field(default_factory=list[tuple[StatusWrite, str]])
+
+
+class Statuses:
+    """The collections of status documents and of those that were refused."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self._jobs = mongo.collection("job_status")
+        self._quarantine = mongo.collection("quarantine")
+        self._log = logging.getLogger(__name__)
+
+    async def prepare(self) -> None:
+        """Create collections and indexes that are not there. Safe to repeat, and for several at once.
+
+        Raises:
+            ConfigurationError: An index of that name exists with another definition.
+        """
+        for name, indexes in INDEXES.items():
+            try:
+                with self._mongo.translated(), self._mongo.patience(_INDEX_BUILD_S):
+                    await self._mongo.collection(name).create_indexes(list(indexes))
+            except OperationFailure as error:
+                if error.code not in _INDEX_CONFLICTS:
+                    raise
+                raise ConfigurationError(
+                    f"the indexes of {name} in MongoDB are not streamq's: {error.details and error.details['errmsg']}",
+                    hint="drop the index that it names; streamq makes its own at the next start",
+                ) from error
+
+    async def write(self, writes: Sequence[StatusWrite]) -> Written:
+        """Store statuses, at most one for each job. When it returns all are on disk; repeating it changes nothing.
+
+        A document that MongoDB refuses goes to `quarantine`, and what is certain of it is stored in its place.
+
+        Raises:
+            HistoryUnavailable: Some may be stored and some not; repeat the whole.
+        """
+        done = Written()
+        await self._divide(writes, done)
+        refused, done.refused = done.refused, []
+        for write, reason in refused:
+            await self.put_aside(write.job_id, write.version, write.raw, reason)
+            done.quarantined += 1
+        if reduced := [_reduced(write, reason) for write, reason in refused]:
+            await self._divide(reduced, Written())
+        return done
+
+    async def put_aside(self, job_id: str, version: int, raw: bytes, reason: str) -> None:
+        """Keep a record that cannot become a status, so that it can be looked at. Repeating it changes nothing."""
+        document = {
+            "job": job_id,
+            "version": version,
+            "reason": reason[:2000],
+            "record": Binary(raw[:_QUARANTINED_BYTES]),
+            "at": utc_now(),
+        }
+        event(self._log, logging.ERROR, "status.quarantined", job=job_id, reason=reason[:200])
+        try:
+            with self._mongo.translated():
+                await self._quarantine.replace_one({"_id": f"{job_id}@{version}"}, document, upsert=True)
+        except OperationFailure as error:
+            raise HistoryUnavailable(f"MongoDB at {self._mongo.where} takes no quarantine: {error}") from error
+
+    async def find(
+        self, query: Document, *, sort: Sequence[tuple[str, int]] = (), limit: int = 0, without: Iterable[str] = ()
+    ) -> list[Document]:
+        """Read status documents; `limit` 0 reads all."""
+        with self._mongo.translated():
+            cursor = self._jobs.find(query, dict.fromkeys(without, 0) or None, limit=limit)
+            found = await (cursor.sort(list(sort)) if sort else cursor).to_list()
+        return [plain(document) for document in found]
+
+    async def aggregate(self, stages: Sequence[Mapping[str, Any]], *, limit_s: float) -> list[Document]:
+        """Run an aggregation over the status documents."""
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            cursor = await self._jobs.aggregate(list(stages))
+            return [plain(document) for document in await cursor.to_list()]
+
+    async def count(self, query: Document, *, limit_s: float) -> int:
+        """Count status documents."""
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            return await self._jobs.count_documents(query)
+
+    async def _divide(self, writes: Sequence[StatusWrite], done: Written) -> None:
+        """Write a batch; if it is refused as a whole, find what is to blame by halves."""
+        try:
+            await self._write(writes, done)
+        except HistoryUnavailable:
+            raise
+        except (OperationFailure, *_UNENCODABLE) as error:
+            if len(writes) == 1:
+                done.refused.append((writes[0], str(error)))
+                return
+            middle = len(writes) // 2
+            await self._divide(writes[:middle], done)
+            await self._divide(writes[middle:], done)
+
+    async def _write(self, writes: Sequence[StatusWrite], done: Written) -> None:
+        """Insert, then update what exists: of all new statuses most are of jobs that MongoDB has not heard of."""
+        refused_before = len(done.refused)
+        known = await self._bulk([InsertOne(_document(write)) for write in writes], writes, done)
+        done.inserted += len(writes) - len(known) - (len(done.refused) - refused_before)
+        if not known:
+            return
+        several = [write for write in known if len(write.attempts) > 1]
+        await self._bulk([_forget_attempts(write) for write in several], several, done)
+        stale = await self._bulk([_update(write) for write in known], known, done)
+        done.updated += len(known) - len(stale)
+        done.stale += len(stale)
+        missed = [(write, attempt) for write in stale for attempt in write.attempts]
+        await self._bulk([_late_attempt(*pair) for pair in missed], [write for write, _ in missed], done)
+
+    async def _bulk(
+        self,
+        operations: Sequence[InsertOne[Document] | UpdateOne],
+        writes: Sequence[StatusWrite],
+        done: Written,
+    ) -> list[StatusWrite]:
+        """Run operations, one for each write. Returns the writes whose document was there already."""
+        if not operations:
+            return []
+        try:
+            with self._mongo.translated():
+                await self._jobs.bulk_write(operations, ordered=False)
+        except BulkWriteError as error:
+            return self._sort_out(error.details, writes, done)
+        return []
+
+    def _sort_out(self, details: Mapping[str, Any], writes: Sequence[StatusWrite], done: Written) -> list[StatusWrite]:
+        if concern := details.get("writeConcernErrors"):
+            raise HistoryUnavailable(f"MongoDB at {self._mongo.where} cannot confirm writes: {concern[0]['errmsg']}")
+        there: list[StatusWrite] = []
+        for failure in details["writeErrors"]:
+            index: int = failure["index"]
+            write = writes[index]
+            if failure["code"] == _DUPLICATE_KEY:
+                there.append(write)
+            elif is_passing(failure["code"]):
+                raise HistoryUnavailable(f"MongoDB at {self._mongo.where} cannot write now: {failure['errmsg']}")
+            else:
+                done.refused.append((write, failure["errmsg"]))
+        return there
+
+
+def _document(write: StatusWrite) -> Document:
+    kept = write.attempts[-ATTEMPTS_KEPT:]
+    return {"_id": write.job_id, **write.fields, "attempts": kept, "version": write.version}
+
+
+def _guard(write: StatusWrite) -> Document:
+    """Match the job's document if this status may replace what is there; see the top of this file."""
+    version, attempt = write.version, write.fields.get("attempt", 1)
+    same_life = {"enqueued_at": write.fields.get("enqueued_at")}
+    if not write.is_seen:
+        overrules = {"state": {"$in": SEEN_STATES}, "attempt": {"$lte": attempt}, **same_life}
+        return {"_id": write.job_id, "$or": [{"version": {"$lt": version}}, overrules]}
+    settled = {"state": {"$nin": SEEN_STATES}, "attempt": {"$gte": attempt}, **same_life}
+    # A job has one lane entry while it waits and while it runs, so running may replace what has the same version.
+    older = {"$lte": version} if write.fields["state"] == "running" else {"$lt": version}
+    return {"_id": write.job_id, "version": older, "$nor": [settled]}
+
+
+def _update(write: StatusWrite) -> UpdateOne:
+    cleared = _CLEARED_BY_SEEN if write.is_seen else _CLEARED_BY_RECORDED
+    gone = {name: "" for name in cleared if name not in write.fields}
+    change: Document = {"$set": {**write.fields, "version": write.version}, "$unset": gone}
+    if write.attempts:
+        change["$push"] = {"attempts": _appended(write.attempts)}
+    # With a document there that the guard does not match, the upsert is refused as a duplicate: that is how a stale
+    # status shows itself. A document that expired since the insert was tried is made anew.
+    return UpdateOne(_guard(write), change, upsert=True)
+
+
+def _forget_attempts(write: StatusWrite) -> UpdateOne:
+    """Take out attempts that were stored before and come again, together with later ones."""
+    versions = [attempt["version"] for attempt in write.attempts]
+    return UpdateOne({"_id": write.job_id}, {"$pull": {"attempts": {"version": {"$in": versions}}}})
+
+
+def _late_attempt(write: StatusWrite, attempt: Document) -> UpdateOne:
+    """Add an attempt to a job whose later attempt was stored first."""
+    missing = {"_id": write.job_id, "attempts.version": {"$ne": attempt["version"]}}
+    return UpdateOne(missing, {"$push": {"attempts": _appended([attempt])}})
+
+
+def _appended(attempts: Sequence[Document]) -> Document:
+    return {"$each": list(attempts), "$sort": {"version": 1}, "$slice": -ATTEMPTS_KEPT}
+
+
+def _reduced(write: StatusWrite, reason: str) -> StatusWrite:
+    """Keep of a refused document what cannot have been the cause."""
+    certain = ("attempt", "enqueued_at", "expires_at", "finished_at", "queue", "started_at", "state")
+    fields = {name: write.fields[name] for name in certain if name in write.fields}
+    return write._replace(fields={**fields, "result_error": f"refused by MongoDB: {reason[:200]}"}, attempts=[])
