@@ -16,6 +16,7 @@ import inspect
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from streamq.errors import ConfigurationError
@@ -24,8 +25,6 @@ from streamq.registry import HandlerSpec, Isolation, Priority, Registry
 from streamq.settings import Settings, load
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from streamq.retry import RetryPolicy
 
 __all__ = ["CronEntry", "Handler", "PageFunction", "StreamQ"]
@@ -54,6 +53,15 @@ class CronEntry:
     """Spread the jobs of one occurrence evenly over this time."""
     deadline: timedelta | None = None
     """How long after its fire time a job may still start; None: until the next fire time."""
+    misfire_limit: int = 24
+    """With misfire="all": at most so many, the newest ones."""
+    grace: timedelta = timedelta(minutes=5)
+    """How late a fire time may be begun without counting as missed."""
+    page_timeout: timedelta = timedelta(minutes=5)
+    """How long the page function may take for one page."""
+
+
+_CRON_OPTIONS = {field.name for field in dataclasses.fields(CronEntry)} - {"name", "expression", "handler", "page"}
 
 
 class Handler(Generic[P, R]):
@@ -116,14 +124,16 @@ class Handler(Generic[P, R]):
 
     def _draft_call(self, call: Any) -> Draft:
         if isinstance(call, tuple):
-            return draft(self.spec, call, {}, self._options or Options(), max_payload_bytes=self._limit)
+            return self._draft(call, {}, self._options)
         if isinstance(call, dict):
-            return draft(self.spec, (), call, self._options or Options(), max_payload_bytes=self._limit)
-        return draft(self.spec, (call,), {}, self._options or Options(), max_payload_bytes=self._limit)
+            return self._draft((), call, self._options)
+        return self._draft((call,), {}, self._options)
 
-    @property
-    def _limit(self) -> int:
-        return self._app.settings.max_payload_bytes
+    def _draft(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None) -> Draft:
+        limit = self._app.settings.max_payload_bytes
+        if options is None:
+            return draft(self.spec, args, kwargs, max_payload_bytes=limit)
+        return draft(self.spec, args, kwargs, options, max_payload_bytes=limit)
 
     def draft(self, *args: Any, **kwargs: Any) -> Draft:
         """Check and encode a call without sending it."""
@@ -131,9 +141,7 @@ class Handler(Generic[P, R]):
         if kwargs and not self._inline.isdisjoint(kwargs):
             inline = {name: kwargs.pop(name) for name in self._inline & kwargs.keys()}
             options = dataclasses.replace(options or Options(), **inline)
-        if options is None:
-            return draft(self.spec, args, kwargs, max_payload_bytes=self._limit)
-        return draft(self.spec, args, kwargs, options, max_payload_bytes=self._limit)
+        return self._draft(args, kwargs, options)
 
 
 class StreamQ:
@@ -240,8 +248,17 @@ class StreamQ:
             expression: Five crontab fields, weekdays by name; UTC unless `timezone=` is given.
             handler: What runs for each user; it takes the user's id as its only required argument.
             name: The schedule's name; the function's, unless given.
-            options: `timezone`, `misfire`, `scatter`, `deadline`; see `CronEntry`.
+            options: `timezone`, `misfire`, `misfire_limit`, `scatter`, `deadline`, `grace`, `page_timeout`; see
+                `CronEntry`. The expression is read, and checked, when schedules are started or listed.
+
+        Raises:
+            ConfigurationError: Another schedule has the name, or an option is not one.
         """
+        for option in options:
+            if option not in _CRON_OPTIONS:
+                raise ConfigurationError(
+                    f"{option!r} is not an option of a schedule (known: {', '.join(sorted(_CRON_OPTIONS))})"
+                )
 
         def register(page: PageFunction) -> PageFunction:
             label = name or str(getattr(page, "__name__", "cron"))

@@ -43,15 +43,15 @@ def from_ms(ms: int) -> datetime:
 
 
 class ServerClock:
-    """The Redis server's clock, as last seen from here."""
+    """The Redis server's clock, as last seen from here: an offset to a monotonic clock, so that local jumps do not count."""
 
     def __init__(self) -> None:
-        self._offset_ms = 0
+        self._offset_ms = 0.0
 
-    def observe(self, server_ms: int) -> None:
-        """Take over the server's time from a reply that has just arrived."""
-        self._offset_ms = server_ms - now_ms()
+    def observe(self, server_ms: int, monotonic_s: float) -> None:
+        """Take over the server's time from a reply that arrived at this monotonic time."""
+        self._offset_ms = server_ms - monotonic_s * 1000
 
-    def now_ms(self) -> int:
-        """Return the server's time in milliseconds, good to about a round trip."""
-        return now_ms() + self._offset_ms
+    def at(self, monotonic_s: float) -> int:
+        """Return the server's time in milliseconds at a monotonic time, good to about a round trip."""
+        return int(monotonic_s * 1000 + self._offset_ms)

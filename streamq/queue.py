@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import msgspec
+
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
 from streamq.broker.server import Broker
 from streamq.clock import now_ms, to_ms
@@ -41,22 +43,27 @@ class _IdMaker:
 
     def __init__(self) -> None:
         self._ms = 0
-        self._pid = 0
         self._prefix = ""
         self._count = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._restart)
 
     def next(self) -> str:
         ms = time.time_ns() // 1_000_000
-        if ms != self._ms or self._pid != os.getpid():
+        if ms != self._ms:
             self._restart(ms)
         self._count += 1
         return f"{self._prefix}{self._count:07X}"
 
-    def _restart(self, ms: int) -> None:
-        self._ms, self._pid, self._count = ms, os.getpid(), 0
-        stamp = "".join(_CROCKFORD[(ms >> shift) & 31] for shift in range(45, -1, -5))
+    def _restart(self, ms: int = 0) -> None:
+        """Draw new noise, each millisecond and in a forked child: two processes never share a prefix."""
+        self._ms, self._count = ms, 0
         noise = secrets.randbits(45)
-        self._prefix = stamp + "".join(_CROCKFORD[(noise >> shift) & 31] for shift in range(40, -1, -5))
+        self._prefix = _base32(ms, 10) + _base32(noise, 9)
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join(_CROCKFORD[(number >> 5 * place) & 31] for place in range(digits - 1, -1, -1))
 
 
 new_job_id = _IdMaker().next
@@ -87,8 +94,7 @@ class Options:
     """Wait until that many replicas have the job."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """An accepted job, or the one that stands in its place."""
 
     id: str
@@ -103,21 +109,19 @@ class Job:
         return self.status == "new"
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(NewJob):
     """A job that was checked and encoded, and has not been sent."""
 
-    new: NewJob
-    handler: str
-    queue: str
+    handler: str = ""
+    queue: str = ""
     replicas: int = 0
 
     def as_job(self, result: str) -> Job:
         """Say what became of it, from its result in `Added`."""
         if result == "n":
-            return Job(self.new.id, self.handler, self.queue, "new")
+            return Job(self.id, self.handler, self.queue, "new")
         if result == "p":
-            return Job(self.new.id, self.handler, self.queue, "present")
+            return Job(self.id, self.handler, self.queue, "present")
         return Job(result[1:], self.handler, self.queue, "duplicate")
 
 
@@ -156,7 +160,7 @@ def draft(
     delay_ms = _delay_ms(options) if options is not _NO_OPTIONS else 0
     digit = lane_digit(options.priority or spec.priority)
     job_id = options.id or new_job_id()
-    return Draft(NewJob(job_id, digit, envelope, delay_ms, dedup), spec.name, spec.queue, options.replicas)
+    return Draft(job_id, digit, envelope, delay_ms, dedup, spec.name, spec.queue, options.replicas)
 
 
 def _rest(spec: HandlerSpec, key: str | None, dedup: str | None, options: Options) -> dict[str, Any]:
@@ -285,12 +289,11 @@ class Producer:
             self._number += 1
             give_up_at = time.monotonic() + self._give_up_s
             pause_s = 0.05
-            jobs = [item.new for item in items]
             while True:
                 try:
-                    return await self._partition.add(self._name, self._number, jobs, max_depth=self._max_depth)
+                    return await self._partition.add(self._name, self._number, items, max_depth=self._max_depth)
                 except CallRepeated as repeated:
-                    return Added(repeated.results.split("\n") if repeated.results else "n" * len(jobs), 0)
+                    return Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
                 except BrokerUnavailable:
                     if time.monotonic() + pause_s > give_up_at:
                         raise
@@ -396,8 +399,8 @@ class Client:
             added = await self.producer(queue).many(items)
             if len(by_queue) == 1:
                 return [item.as_job(result) for item, result in zip(items, added.results, strict=True)]
-            results |= {item.new.id: result for item, result in zip(items, added.results, strict=True)}
-        return [item.as_job(results[item.new.id]) for item in chunk]
+            results |= {item.id: result for item, result in zip(items, added.results, strict=True)}
+        return [item.as_job(results[item.id]) for item in chunk]
 
     async def close(self) -> None:
         """Send what waits and close every connection."""

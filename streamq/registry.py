@@ -45,6 +45,8 @@ class HandlerSpec:
     is_async: bool = field(init=False)
     head: bytes = field(init=False)
     """The constant first part of each envelope."""
+    places: Mapping[str, int] = field(init=False)
+    """Where each parameter stands in the signature."""
     required: int = field(init=False)
     positional: int = field(init=False)
 
@@ -61,6 +63,7 @@ class HandlerSpec:
             "head": b'{"v":1,"h":"%s"' % self.name.encode(),
             "required": len(needed) if not keyword_needed else len(by_position) + 1,
             "positional": len(by_position),
+            "places": {parameter.name: place for place, parameter in enumerate(parameters)},
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -87,7 +90,7 @@ class HandlerSpec:
         """Return the value that a parameter would have in a call with these arguments."""
         if name in kwargs:
             return kwargs[name]
-        position = list(self.signature.parameters).index(name)
+        position = self.places[name]
         if position < len(args):
             return args[position]
         return self.signature.parameters[name].default

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streamq.broker.wire import Fault, ServerRefused, Wire
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
@@ -43,8 +45,7 @@ class CallRepeated(Exception):
         self.results = results
 
 
-@dataclass(slots=True)
-class NewJob:
+class NewJob(msgspec.Struct):
     """A job on its way into a partition."""
 
     id: str

@@ -14,6 +14,7 @@ import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
+from hiredis import pack_command
 from redis.asyncio.connection import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -202,7 +203,7 @@ class Wire:
         connection = self._connection
         if not connection.is_connected:
             await connection.connect()  # type: ignore[no-untyped-call]
-        await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+        await connection.send_packed_command([pack_command(tuple(command))], check_health=False)  # type: ignore[arg-type]
         if not math.isinf(timeout_s):
             async with asyncio.timeout(timeout_s):
                 return await connection.read_response(timeout=math.inf)

@@ -206,7 +206,10 @@ end
 local claimed = {}
 local gone
 if want > 0 and paused == 0 then
-  gone = call('ZRANGE', WORKERS, '-inf', '(' .. (now - dead_after), 'BYSCORE', 'LIMIT', 0, 1)[1]
+  -- A worker that was itself away trusts no beat: after an outage all look old. What was given up is still free.
+  if now - tonumber(beat) > dead_after then dead_after = now end
+  local silent_since = math.max(now - dead_after, 1)
+  gone = call('ZRANGE', WORKERS, '-inf', '(' .. silent_since, 'BYSCORE', 'LIMIT', 0, 1)[1]
 end
 if gone then
   local left = false

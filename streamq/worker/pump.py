@@ -175,8 +175,8 @@ class Pump:
 
     def _note_contact(self, server_ms: int) -> None:
         now = self._loop.time()
-        expected_ms = self.clock.now_ms()
-        self.clock.observe(server_ms)
+        expected_ms = self.clock.at(now)
+        self.clock.observe(server_ms, now)
         if self.failure is not None:
             event(log, logging.INFO, "redis.back", queue=self.queue, gap_s=round(now - self.last_good, 1))
             self.failure = None
@@ -334,12 +334,12 @@ class Pump:
         self._reader.add_done_callback(lambda _: self._wake.set())
 
     async def _read(self, count: int) -> None:
-        """Wait inside Redis for the next jobs, as many as there are free slots now."""
-        self.reserved += count
-        try:
-            deliveries, markers = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
-        finally:
-            self.reserved -= count
+        """Wait inside Redis for the next jobs, as many as there are free slots now.
+
+        This promises no slots: while it waits, a beat may bring a dead worker's jobs. Should both bring some at once,
+        what cannot start goes back.
+        """
+        deliveries, markers = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
         self._markers += markers
         if deliveries or markers:
             self._hungry = True

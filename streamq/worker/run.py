@@ -59,7 +59,7 @@ class RunningJob:
     """A job while it runs here."""
 
     __slots__ = (
-        "begun_at", "begun_ms", "call", "delivery", "envelope", "renewed_at", "spec", "stop", "stop_reason", "task",
+        "begun_at", "begun_ms", "call", "delivery", "ended_at", "envelope", "renewed_at", "spec", "stop", "stop_reason", "task",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +72,7 @@ class RunningJob:
         self.begun_ms = begun_ms
         self.begun_at = begun_at
         self.renewed_at = begun_at
+        self.ended_at = begun_at
         self.task: Task[None] | None = None
         self.stop: Stop | None = None
         self.stop_reason = ""

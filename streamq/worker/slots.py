@@ -37,6 +37,8 @@ _AHEAD_S = 0.02
 """Read ahead what will start within this time."""
 _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
+_AT_ONCE_S = 0.001
+"""Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES = ((1, 128), (2, 128), (3, 128))
 _UNHURRIED_EVERY = 8
 """Each that many cycles the lanes are read lowest priority first, so that none starves."""
@@ -62,6 +64,8 @@ class Slots:
         self._alone = False
         """Whether a suspect runs, and nothing else may."""
         self._turn = 0
+        self._starting = 0
+        """Slots that have a task which has not begun."""
         self._loop = asyncio.get_running_loop()
         self._finished_at = 0.0
         self._rate_from = 0.0
@@ -110,17 +114,23 @@ class Slots:
     # Starting.
 
     def fill(self) -> None:
-        """Start a slot for each buffered job, as far as slots go; a suspect only when nothing else runs."""
+        """Start slots for what is buffered; a suspect only when nothing else runs.
+
+        Jobs that end at once need one slot, which runs them all; each slot that finds more than its own job starts
+        the next.
+        """
         if self._alone:
             return
         waiting = sum(len(pump.buffer) for pump in self.pumps)
-        for _ in range(min(self._capacity - self._active, waiting)):
+        most = waiting if self._mean_s > _AT_ONCE_S else 1
+        for _ in range(min(self._capacity - self._active, waiting, most)):
             self._start_slot()
         if not self._active:
             self._start_suspect()
 
     def _start_slot(self) -> None:
         self._active += 1
+        self._starting += 1
         task = self._loop.create_task(self._slot(), context=self._base.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -135,12 +145,15 @@ class Slots:
 
     async def _slot(self) -> None:
         """Run jobs while there are any."""
+        self._starting -= 1
         here = Place()
         place.set(here)
         clean = contextvars.copy_context()
         try:
             while (found := self._next()) is not None:
                 delivery, pump = found
+                if pump.buffer and not self._starting and self._active < self._capacity and not self._alone:
+                    self._start_slot()
                 outcome, job = await self._run_one(delivery, pump, here)
                 self._end(delivery, pump, outcome, job)
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
@@ -163,7 +176,8 @@ class Slots:
         return None
 
     async def _run_one(self, delivery: Delivery, pump: Pump, here: Place) -> tuple[Outcome, RunningJob | None]:
-        now_ms = pump.clock.now_ms()
+        now = self._loop.time()
+        now_ms = pump.clock.at(now)
         try:
             delivery.envelope = envelope = decode_envelope(delivery.raw)
         except ValueError:
@@ -173,7 +187,7 @@ class Slots:
         if refusal is not None or envelope is None or spec is None:
             return refusal or Snoozed(0), None
         call = _call_async if spec.is_async else self._call_thread
-        job = RunningJob(delivery, envelope, spec, call, now_ms, self._loop.time())
+        job = RunningJob(delivery, envelope, spec, call, now_ms, now)
         job.task = asyncio.current_task()
         here.delivery, here.max_attempts = delivery, job.max_attempts
         self.running[delivery.id] = (job, pump)
@@ -182,11 +196,11 @@ class Slots:
         finally:
             here.delivery = None
             self.running.pop(delivery.id, None)
-            self._measure(job)
+            self._measure(job, self._loop.time())
 
-    def _measure(self, job: RunningJob) -> None:
+    def _measure(self, job: RunningJob, now: float) -> None:
         """Learn how long jobs take and how many end a second; that decides how many to read ahead."""
-        now = self._finished_at = self._loop.time()
+        job.ended_at = self._finished_at = now
         self._mean_s += (now - job.begun_at - self._mean_s) * 0.1
         self._rate_count += 1
         window_s = now - self._rate_from
@@ -204,7 +218,7 @@ class Slots:
     # Ending.
 
     def _end(self, delivery: Delivery, pump: Pump, outcome: Outcome, job: RunningJob | None) -> None:
-        finished_ms = pump.clock.now_ms()
+        finished_ms = pump.clock.at(job.ended_at if job is not None else self._loop.time())
         begun_ms = job.begun_ms if job is not None else finished_ms
         item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
