@@ -92,17 +92,18 @@ async def _supervise(roles: Sequence[Role], settings: Settings, directory: Path)
     output = Output()
     configure(settings.log_level, settings.log_format, stream=output.stream_of("parent"))
     hooks = Hooks(guardian=_guardian(settings))
-    pace = Pace(beat_ms=settings.beat_ms)
+    pace = Pace(beat_ms=settings.beat_ms, renew_after_ms=settings.lease_ms // 3)
     try:
         return await Parent(roles, directory=directory, hooks=hooks, pace=pace, output=output).run()
     finally:
         configure(settings.log_level, settings.log_format)
 
 
-def _guardian(settings: Settings) -> Guardian | None:
-    """Return what beats and buries for the children."""
-    del settings
-    return None
+def _guardian(settings: Settings) -> Guardian:
+    """Return what beats and buries for the children: the one place here that knows Redis."""
+    from streamq import leases  # heavy, and `streamq ps` does not need it
+
+    return leases.guardian(settings)
 
 
 def _written(value: object) -> str:

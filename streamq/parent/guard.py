@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from streamq.logs import event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from streamq.parent.child import Child, Death
     from streamq.parent.roles import Hooks, Pace
@@ -49,13 +49,14 @@ class Guard:
             self._tell(self._hooks.on_death(child.role.name, child.name, child.pid, child.consumers, death.returncode))
 
     async def beat_forever(self) -> None:
-        """Beat for every child that deserves it, each `beat_ms`."""
+        """Beat for every child that deserves it, each `beat_ms`, and renew for those that cannot do it themselves."""
         guardian = self._hooks.guardian
         while guardian is not None:
             began_s = time.monotonic()
-            consumers = [name for child in self._children() if child.deserves_beats for name in child.consumers]
-            if consumers:
-                await self._call(guardian.beat, consumers)
+            worthy = [child for child in self._children() if child.deserves_beats]
+            blocked = [child for child in worthy if child.silent_s * 1000 > self._pace.renew_after_ms]
+            await self._call(guardian.beat, worthy)
+            await self._call(guardian.renew, blocked)
             await asyncio.sleep(max(0.0, self._pace.beat_ms / 1000 - (time.monotonic() - began_s)))
 
     async def bury_forever(self) -> None:
@@ -86,19 +87,23 @@ class Guard:
         if self._told:
             await asyncio.wait(self._told, timeout=CALL_LIMIT_S / 2)
         if self._hooks.guardian is not None:
-            await self._call(self._hooks.guardian.close)
+            await self._safely(self._hooks.guardian.close)
 
     async def _bury(self) -> bool:
         """Bury all who wait for it; False if that has to be repeated."""
         guardian, consumers = self._hooks.guardian, list(self._to_bury)
         if guardian is None or not consumers:
             return True
-        if not await self._call(guardian.bury, consumers):
+        if not await self._safely(guardian.bury, consumers):
             return False
         del self._to_bury[: len(consumers)]  # others may have died meanwhile
         return True
 
-    async def _call(self, method: Callable[..., Awaitable[None]], *args: Any) -> bool:
+    async def _call(self, method: Callable[[Sequence[str]], Awaitable[None]], children: Iterable[Child]) -> None:
+        if consumers := [consumer for child in children for consumer in child.consumers]:
+            await self._safely(method, consumers)
+
+    async def _safely(self, method: Callable[..., Awaitable[None]], *args: Any) -> bool:
         """Call the guardian; a failure is told once, until the next success."""
         try:
             async with asyncio.timeout(CALL_LIMIT_S):

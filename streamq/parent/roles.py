@@ -54,6 +54,8 @@ class Pace:
     """In a rolling restart: a new child that is not ready by then is stopped, and the old one stays."""
     presumed_ready_s: float = 1.0
     beat_ms: int = 1_000
+    renew_after_ms: int = 20_000
+    """A child silent for so long cannot renew the leases of its jobs, so the parent does it: a third of a lease."""
     dump_s: float = 1.0
     """How long a hanging child has to print its stacks before it is killed."""
 
@@ -66,6 +68,10 @@ class Guardian(Protocol):
 
     async def beat(self, consumers: Sequence[str]) -> None:
         """Say that these consumers live."""
+        ...
+
+    async def renew(self, consumers: Sequence[str]) -> None:
+        """Keep the deliveries of these consumers, whose processes live but are too busy to do it."""
         ...
 
     async def bury(self, consumers: Sequence[str]) -> None:

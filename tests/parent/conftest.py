@@ -84,6 +84,7 @@ class Record:
     deaths: list[tuple[str, str, int, tuple[str, ...], int]] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
     beats: list[str] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
     buried: list[str] = field(default_factory=list)
     is_closed: bool = False
     death_s: float = 0
@@ -103,6 +104,11 @@ class Record:
         """Note the beats, as a guardian."""
         self._fail()
         self.beats += consumers
+
+    async def renew(self, consumers: Any) -> None:
+        """Note whose leases are kept, as a guardian."""
+        self._fail()
+        self.renewed += consumers
 
     async def bury(self, consumers: Any) -> None:
         """Note the burials, as a guardian."""

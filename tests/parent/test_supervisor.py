@@ -368,6 +368,16 @@ async def test_a_child_that_hangs_is_dumped_killed_and_replaced(start, children,
     await eventually(lambda: "time.sleep" in running.said or "in main" in running.said, "its stack was printed")
 
 
+async def test_the_leases_of_a_blocked_child_are_renewed_for_it(start, children, eventually):
+    """A handler may block the event loop for longer than a lease, and keeps its job."""
+    running = start(children.speaker(2), pace=Pace(beat_ms=20, renew_after_ms=300))
+    pid, _ = await ready(eventually, running, 2)
+    (children.folder / f"block-{pid}").touch()
+    await eventually(lambda: running.record.renewed)
+    assert set(running.record.renewed) == {f"worker.1:{pid}"}
+    assert running.children("worker.1")[0]["pid"] == pid
+
+
 async def test_the_guardian_is_closed_at_the_end(start, children, eventually):
     """It holds a connection."""
     running = start(children.speaker(1))
