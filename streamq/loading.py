@@ -19,7 +19,7 @@ from streamq.errors import ConfigurationError, StreamQError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["load_app"]
+__all__ = ["check_app_path", "load_app"]
 
 _APP_PATH = re.compile(r"(?P<module>\w+(\.\w+)*)(:(?P<attribute>\w+(\.\w+)*))?")
 
@@ -36,7 +36,7 @@ def load_app(path: str) -> StreamQ:
         ConfigurationError: There is no such module or attribute, it is no StreamQ, there are several, or the module
             cannot be imported.
     """
-    parts = _parts(path)
+    parts = check_app_path(path)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -44,7 +44,12 @@ def load_app(path: str) -> StreamQ:
     return _attribute(module, parts["attribute"]) if parts["attribute"] else _only_app(module)
 
 
-def _parts(path: str) -> re.Match[str]:
+def check_app_path(path: str) -> re.Match[str]:
+    """Take the name of an application apart into `module` and `attribute`, without importing anything.
+
+    Raises:
+        ConfigurationError: It names none, whatever the module holds.
+    """
     if not path:
         raise ConfigurationError(
             "no application is named", hint="name it on the command line, as in shop.tasks:app, or set STREAMQ_APP"

@@ -22,8 +22,30 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main", "run"]
 
 COMMANDS = {
+    "Run": {
+        "worker": Lazy("streamq.cli.roles:worker", "Run jobs, in as many worker processes as --instances says."),
+        "recorder": Lazy("streamq.cli.roles:recorder", "Bring the status of jobs from Redis to MongoDB."),
+    },
+    "Work": {
+        "enqueue": Lazy("streamq.cli.enqueue:enqueue", "Enqueue a job of HANDLER."),
+    },
+    "Look and tell": {
+        "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),
+        "queues": Lazy("streamq.cli.queues:queues", "See, pause and resume queues."),
+        "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
+        "jobs": Lazy("streamq.cli.jobs:jobs", "See single jobs."),
+        "dead": Lazy("streamq.cli.jobs:dead", "See the jobs that will not be tried again."),
+    },
+    "This machine": {
+        "ps": Lazy("streamq.cli.machine:ps", "List the processes that the parent here runs."),
+        "scale": Lazy("streamq.cli.machine:scale", "Run so many processes of a role."),
+        "logs": Lazy("streamq.cli.machine:logs", "Show what the processes have printed."),
+        "restart": Lazy("streamq.cli.machine:restart", "Restart the processes of a role."),
+        "down": Lazy("streamq.cli.machine:down", "Stop the parent and everything that it runs."),
+    },
     "Set up": {
         "config": Lazy("streamq.cli.config:config", "Show and check the settings."),
+        "doctor": Lazy("streamq.cli.status:doctor", "Check the servers and what runs on them, and say what to do."),
     },
 }
 """Section of the help to command to what it is. A new command is a line here and a function there."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 from msgspec import inspect
 
 from streamq.cli.output import Output
+from streamq.errors import BrokerUnavailable, HistoryUnavailable, Unavailable
 from streamq.settings import Spec, load, spec
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamq.settings import Settings
 
-__all__ = ["json_option", "output_options", "seconds", "setting_options"]
+__all__ = ["directory_option", "json_option", "output_options", "seconds", "setting_options"]
 
 _R = TypeVar("_R")
 
@@ -44,22 +46,34 @@ _TYPES = {"grace_ms": seconds}
 """Settings that are written otherwise on the command line than elsewhere."""
 
 
-def setting_options(*names: str, servers: bool = True) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+def setting_options(
+    *names: str, servers: bool = True, short: bool = True
+) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
     """Give a command the options of these settings, and the loaded `Settings` as its first argument.
 
-    The setting `app` becomes the optional argument APP. What was given and not used is told on standard error.
+    The name `APP` makes of the setting `app` the optional first argument, instead of an option. What was given and not
+    used is told on standard error.
+
+    Args:
+        names: Settings.
+        servers: Whether to add the addresses of the servers.
+        short: Whether options get their one letter; not where `-q` is taken.
     """
     chosen = [*names, *_SERVERS] if servers else list(names)
 
     def decorate(command: Callable[..., _R]) -> Callable[..., _R]:
         @functools.wraps(command)
         def with_settings(**given: Any) -> _R:
-            flags = {name: given.pop(name) for name in chosen}
-            return command(_loaded({name: value for name, value in flags.items() if value not in (None, ())}), **given)
+            flags = {name.lower(): given.pop(name.lower()) for name in chosen}
+            settings = _loaded({name: value for name, value in flags.items() if value not in (None, ())})
+            try:
+                return command(settings, **given)
+            except Unavailable as error:
+                raise _with_source(error, settings) from error
 
         decorated: Callable[..., _R] = with_settings
         for name in reversed(chosen):
-            decorated = _parameter(spec(name))(decorated)
+            decorated = _parameter(name, short=short)(decorated)
         return decorated
 
     return decorate
@@ -72,18 +86,31 @@ def _loaded(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _parameter(known: Spec) -> Callable[[Any], Any]:
-    if known.name == "app":
+def _with_source(error: Unavailable, settings: Settings) -> Unavailable:
+    """Add where the address came from: it is what has to be corrected if it is wrong."""
+    if not isinstance(error, BrokerUnavailable | HistoryUnavailable):
+        return error
+    setting = "redis_url" if isinstance(error, BrokerUnavailable) else "mongodb_url"
+    source = settings.sources[setting]
+    told = (
+        f"no address was given: set {_variable(spec(setting))}" if source == "default" else f"the address is {source}"
+    )
+    return type(error)(f"{error}\n{told}", hint=error.hint)
+
+
+def _parameter(name: str, *, short: bool) -> Callable[[Any], Any]:
+    if name == "APP":
         return click.argument("app", required=False)
+    known = spec(name)
     help_text = f"{known.description[0].upper()}{known.description[1:]}.  [env: {_variable(known)}]"
+    flag = "--app" if name == "app" else known.flag
     if isinstance(known.kind, inspect.BoolType):
-        off = known.flag.replace("--", "--no-", 1)
-        return click.option(f"{known.flag}/{off}", known.name, default=None, help=help_text)
-    flags = [_SHORT[known.name], known.flag] if known.name in _SHORT else [known.flag]
+        return click.option(f"{flag}/{flag.replace('--', '--no-', 1)}", name, default=None, help=help_text)
+    flags = [_SHORT[name], flag] if short and name in _SHORT else [flag]
     many = isinstance(known.kind, inspect.VarTupleType)
     if many:
         help_text = help_text.replace("comma separated", "repeat for several")
-    return click.option(*flags, known.name, type=_click_type(known), multiple=many, help=help_text)
+    return click.option(*flags, name, type=_click_type(known), multiple=many, help=help_text)
 
 
 def _variable(known: Spec) -> str:
@@ -117,3 +144,12 @@ def output_options(command: Callable[..., _R]) -> Callable[..., _R]:
 
     quiet = click.option("--quiet", "-q", is_flag=True, help="Print the names only, one a line.")
     return cast("Callable[..., _R]", json_option(quiet(with_output)))
+
+
+directory_option = click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".streamq"),
+    show_default=True,
+    help="Where a parent and the commands that speak to it meet.",
+)

@@ -1,0 +1,203 @@
+"""`streamq queues` and `streamq workers`: what there is, and orders to it."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from streamq.cli.options import output_options, seconds, setting_options
+from streamq.errors import BadInput
+
+if TYPE_CHECKING:
+    from streamq.broker.inspection import Counts, WorkerSeen
+    from streamq.broker.orders import WorkerOrder
+    from streamq.cli.output import Output
+    from streamq.cli.servers import Queue
+    from streamq.settings import Settings
+
+__all__ = ["described_queue", "described_worker", "queues", "workers"]
+
+_UNIQUE = re.compile(r"\.[0-9a-f]{8}(~\d+)?$")
+
+_QUEUE_COLUMNS = ["queue", "waiting", "running", "scheduled", "dead", "oldest_wait_s", "workers", "state"]
+_WORKER_COLUMNS = ["worker", "queue", "running", "beat_age_s", "state"]
+
+
+@click.group()
+def queues() -> None:
+    """See, pause and resume queues."""
+
+
+@queues.command("ls")
+@setting_options("queues", "dead_after_ms", short=False)
+@output_options
+def list_queues(settings: Settings, out: Output) -> None:
+    """List the queues and what they hold."""
+    items = asyncio.run(_described(settings))
+    out.rows(items, _QUEUE_COLUMNS, id_of="queue")
+
+
+async def _described(settings: Settings) -> list[dict[str, Any]]:
+    from streamq.cli.servers import redis
+
+    async with redis(settings) as server:
+        return [described_queue(queue.name, await queue.view.counts(), settings) for queue in server.queues]
+
+
+def described_queue(name: str, counts: Counts, settings: Settings) -> dict[str, Any]:
+    """Write down what a queue holds; scheduled are the delayed and the retrying ones."""
+    pause = counts.pause
+    return {
+        "queue": name,
+        "waiting": counts.waiting,
+        "running": counts.in_flight,
+        "scheduled": counts.delayed,
+        "dead": counts.dead,
+        "oldest_wait_s": round(counts.oldest_wait_ms / 1000, 1),
+        "workers": counts.workers_alive(settings.dead_after_ms),
+        "state": "paused" if pause else "running",
+        "pause_reason": pause.reason if pause else None,
+        "paused_by": pause.by if pause else None,
+    }
+
+
+@queues.command()
+@click.argument("queue")
+@click.option("--reason", default="", help="Why; everybody who looks at the queue reads it.")
+@click.option("--for", "for_ms", type=seconds, metavar="SECONDS", default="0", help="Resume by itself after that time.")
+@setting_options()
+@output_options
+def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output) -> None:
+    """Give out no jobs of a queue. Jobs that run are finished, and new ones are accepted.
+
+    Workers notice within a second.
+    """
+
+    async def order(each: Queue) -> None:
+        await each.orders.pause(reason=reason, by=getpass.getuser(), for_ms=for_ms)
+
+    asyncio.run(_order(settings, queue, order))
+    _tell(out, {"queue": queue, "state": "paused"}, f"{queue}: paused; streamq queues resume {queue} ends it")
+
+
+@queues.command()
+@click.argument("queue")
+@setting_options()
+@output_options
+def resume(settings: Settings, queue: str, out: Output) -> None:
+    """Give out the jobs of a queue again."""
+
+    async def order(each: Queue) -> bool:
+        return await each.orders.resume()
+
+    was_paused = asyncio.run(_order(settings, queue, order))
+    _tell(out, {"queue": queue, "state": "running"}, f"{queue}: {'resumed' if was_paused else 'was not paused'}")
+
+
+async def _order(settings: Settings, name: str, order: Any) -> Any:
+    """Carry out an order to one queue, whether or not the settings name it."""
+    import msgspec
+
+    from streamq.cli.servers import redis
+
+    async with redis(msgspec.structs.replace(settings, queues=(name,))) as server:
+        return await order(server.queues[0])
+
+
+def _tell(out: Output, document: dict[str, Any], text: str) -> None:
+    if out.as_json:
+        out.document(document)
+    else:
+        out.note(text)
+
+
+@click.group()
+def workers() -> None:
+    """See the workers of all machines, and tell them what to do."""
+
+
+@workers.command("ls")
+@setting_options("queues", "dead_after_ms", short=False)
+@output_options
+def list_workers(settings: Settings, out: Output) -> None:
+    """List the workers of all machines."""
+    out.rows(asyncio.run(_workers(settings)), _WORKER_COLUMNS, id_of="worker")
+
+
+async def _workers(settings: Settings) -> list[dict[str, Any]]:
+    from streamq.cli.servers import redis
+
+    async with redis(settings) as server:
+        return [
+            described_worker(queue.name, worker, settings)
+            for queue in server.queues
+            for worker in (await queue.view.counts()).workers
+        ]
+
+
+def described_worker(queue: str, worker: WorkerSeen, settings: Settings) -> dict[str, Any]:
+    """Write down what Redis knows of a worker; its name without the part that makes it unique."""
+    is_lost = worker.beat_age_ms > settings.dead_after_ms
+    return {
+        "worker": _name_of(worker.name),
+        "consumer": worker.name,
+        "queue": queue,
+        "running": worker.held,
+        "beat_age_s": None if worker.given_up else round(worker.beat_age_ms / 1000, 1),
+        "state": "given up" if worker.given_up else "lost" if is_lost else "alive",
+    }
+
+
+def _name_of(consumer: str) -> str:
+    """Cut off what makes a consumer's name unique for ever."""
+    return _UNIQUE.sub("", consumer)
+
+
+_HELP_OF_ORDER = {
+    "quiet": "Have workers take no new jobs, and stay.",
+    "resume": "Have quiet workers take jobs again.",
+    "stop": "Have workers finish what they run, and end.",
+    "dump": "Have workers log what they run, with the stacks.",
+}
+
+
+def _add_order(name: str, help_text: str) -> None:
+    @workers.command(name, help=help_text)
+    @click.argument("worker", required=False)
+    @click.option("--all", "to_all", is_flag=True, help="Every worker of these queues.")
+    @setting_options("queues", short=False)
+    @output_options
+    def order(settings: Settings, worker: str | None, out: Output, *, to_all: bool) -> None:
+        if (worker is None) is not to_all:
+            raise click.UsageError("name one worker, or say --all")
+        asyncio.run(_order_workers(settings, cast("WorkerOrder", name), worker))
+        _tell(out, {"order": name, "worker": worker}, f"{worker or 'all workers'}: told to {name}")
+
+
+async def _order_workers(settings: Settings, order: WorkerOrder, worker: str | None) -> None:
+    from streamq.broker.orders import EVERYONE
+    from streamq.cli.servers import redis
+
+    async with redis(settings) as server:
+        names = {queue: await _names(queue) for queue in server.queues}
+        known = sorted(set[str]().union(*names.values()))
+        if worker is not None and worker not in known:
+            raise BadInput(f"no worker is named {worker!r}", hint=f"known: {', '.join(known) or 'none, none runs'}")
+        for queue in server.queues:
+            if worker is None:
+                await queue.orders.tell(order, EVERYONE)
+            elif worker in names[queue]:
+                await queue.orders.tell(order, worker)
+                return  # a worker of several queues reads the orders of each
+
+
+async def _names(queue: Queue) -> set[str]:
+    return {_name_of(worker.name) for worker in (await queue.view.counts()).workers if not worker.given_up}
+
+
+for _name, _help in _HELP_OF_ORDER.items():
+    _add_order(_name, _help)
