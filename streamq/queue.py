@@ -250,18 +250,28 @@ class Producer:
 
     async def one(self, item: Draft) -> str:
         """Add one job, together with whatever else is being added just now. Returns its result."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[str] = loop.create_future()
+        if self._flusher is None and not self._waiting and not self._turn.locked():
+            try:
+                return (await self.many((item,))).results[0]
+            finally:
+                self._start_flusher()
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._flusher is None:
-            self._flusher = loop.create_task(self._flush())
+        if not self._turn.locked():
+            self._start_flusher()
         return await future
+
+    def _start_flusher(self) -> None:
+        """Send what came while a call was under way."""
+        if self._waiting and self._flusher is None:
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
         try:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
                 await self._send(batch)
+                await asyncio.sleep(0)  # those who were answered may have the next job at hand
         finally:
             self._flusher = None
 
@@ -381,7 +391,7 @@ class Client:
                 if under_way is not None:
                     jobs += await under_way
                 under_way = asyncio.ensure_future(self._send_chunk(chunk))
-                await asyncio.sleep(0)  # let the call leave before the next chunk is encoded
+                await _let_it_leave()
             if under_way is not None:
                 jobs += await under_way
         except BaseException:
@@ -427,6 +437,12 @@ async def _chunks(items: Iterable[Draft] | AsyncIterable[Draft]) -> AsyncIterabl
                 chunk = []
     if chunk:
         yield chunk
+
+
+async def _let_it_leave() -> None:
+    """Let a call that was just begun reach the socket: its task runs in the next turn, and uvloop writes at its end."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 class SyncBridge:

@@ -1,8 +1,8 @@
-"""One connection to Redis, one call at a time, and what each kind of failure means.
+"""One connection to Redis: calls go out at once, replies come back in order; and what each kind of failure means.
 
 redis-py's clients repeat a command up to ten times after a lost reply, also one that must not run twice. So streamq
-uses redis-py's *connections*, which never repeat anything, and decides itself: a call either returned, was refused
-(`ServerRefused`), or may or may not have happened (`BrokerUnavailable`).
+uses redis-py to *open* connections (address, TLS, user, database) and speaks over them itself: a call either
+returned, was refused (`ServerRefused`), or may or may not have happened (`BrokerUnavailable`).
 
 See https://redis.io/docs/latest/develop/reference/protocol-spec/.
 """
@@ -10,22 +10,15 @@ See https://redis.io/docs/latest/develop/reference/protocol-spec/.
 from __future__ import annotations
 
 import asyncio
-import math
+from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
-from hiredis import pack_command
+import hiredis
 from redis.asyncio.connection import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    ConnectionError as RedisConnectionError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 
@@ -34,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamq.scripts import Script
 
-__all__ = ["Fault", "ServerRefused", "Wire", "fault_of"]
+__all__ = ["Arg", "Fault", "ServerRefused", "Wire", "fault_of", "make_pool"]
 
 Arg = str | bytes | int | float
 
@@ -75,18 +68,6 @@ FAULTS: dict[str, Fault] = {
 }
 """The first word of an error reply, and what to do."""
 
-_WORDS_WITHOUT_CODE = {
-    # redis-py cuts the first word off some replies; these are what is left.
-    "max number of clients reached": Fault.WAIT,
-    "loading the dataset": Fault.WAIT,
-    "can't write against a read only": Fault.RECONNECT,
-    "no such key": Fault.REJOIN,
-    "command not allowed when used memory": Fault.FULL,
-    "unblocked": Fault.RECONNECT,
-    "the cluster is down": Fault.WAIT,
-    "busy": Fault.WAIT,
-}
-
 
 class ServerRefused(StreamQError):
     """Redis answered with an error. The call did nothing."""
@@ -96,28 +77,23 @@ class ServerRefused(StreamQError):
         self.fault = fault
 
 
+class ErrorReply(Exception):
+    """An error as the server sent it."""
+
+
 def fault_of(message: str) -> Fault:
     """Tell what an error reply asks for; an unknown one asks for a person."""
-    for word in message.replace(":", " ").split()[:2]:
-        if word in FAULTS:
-            return FAULTS[word]
-    lowered = message.lower()
-    for text, fault in _WORDS_WITHOUT_CODE.items():
-        if text in lowered:
-            return fault
-    return next((fault for word, fault in FAULTS.items() if word in message.split()), Fault.EXIT)
+    first, _, rest = message.partition(" ")
+    if first in FAULTS:
+        return FAULTS[first]
+    if "max number of clients" in message:
+        return Fault.WAIT
+    # An error inside a script comes wrapped: ERR ... script: ..., on @user_script:12. MISCONF ...
+    return next((fault for word, fault in FAULTS.items() if f"{word} " in rest), Fault.EXIT)
 
 
-def _translate(error: Exception, where: str) -> StreamQError:
-    """Turn an error of redis-py's into ours."""
-    if isinstance(error, AuthenticationError):
-        return ConfigurationError(
-            f"Redis at {where} refused the user or password: {error}",
-            hint="check the user and password in REDIS_URL",
-        )
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-        return BrokerUnavailable(f"cannot reach Redis at {where}: {error}")
-    message = str(error)
+def _translate(message: str, where: str) -> StreamQError:
+    """Turn an error reply into an error of ours."""
     fault = fault_of(message)
     if fault is Fault.FULL:
         return QueueFull(f"Redis at {where} is out of memory: {message}", hint="raise maxmemory")
@@ -126,26 +102,76 @@ def _translate(error: Exception, where: str) -> StreamQError:
     return ServerRefused(f"Redis at {where} refused: {message}", fault)
 
 
+class _Line(asyncio.Protocol):
+    """An open connection: what was asked waits in order, and each reply goes to the one that waits longest."""
+
+    def __init__(self, connection: Connection) -> None:
+        writer = connection._writer  # noqa: SLF001 - redis-py opens the connection; from here on it is ours
+        assert writer is not None  # noqa: S101 - it has just connected
+        self._connection = connection
+        self._transport = cast("asyncio.Transport", writer.transport)
+        self._reader = hiredis.Reader(replyError=ErrorReply)
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self.is_open = True
+        self._transport.set_protocol(self)
+
+    def ask(self, command: bytes, replies: int = 1) -> list[asyncio.Future[Any]]:
+        """Send commands that are already packed; return a future for each reply."""
+        futures = [self._loop.create_future() for _ in range(replies)]
+        self._waiting += futures
+        self._transport.write(command)
+        return futures
+
+    def data_received(self, data: bytes) -> None:
+        """Give each complete reply to whom it belongs; somebody who no longer waits is passed over."""
+        reader = self._reader
+        reader.feed(data)
+        while self._waiting:
+            reply = reader.gets()
+            if reply is False:
+                return
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell everybody who waits that no reply will come."""
+        self.is_open = False
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(ConnectionError(str(exc or "the connection was closed")))
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Drop the connection and everybody who waits."""
+        if self.is_open:
+            self._transport.abort()
+            self.connection_lost(None)
+        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again
+
+
 class Wire:
-    """One connection. Calls from several tasks take turns, in the order they came."""
+    """One connection, opened by its first call and again after it broke. Any number of calls may be under way."""
 
     def __init__(self, pool: ConnectionPool, where: str, *, timeout_s: float = 10.0) -> None:
-        """Make a connection that opens with its first call.
+        """Note how to connect.
 
         Args:
             pool: Knows address and credentials; its connections are made here and not shared.
             where: The address without secrets, for messages.
             timeout_s: The longest wait for any reply. A blocking command adds its own time.
         """
-        self._connection = cast("Connection", pool.make_connection())  # type: ignore[no-untyped-call]
+        self._pool = pool
         self._where = where
         self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
+        self._line: _Line | None = None
+        self._opening = asyncio.Lock()
 
     @property
     def is_connected(self) -> bool:
         """Whether the connection is open as far as this side knows."""
-        return bool(self._connection.is_connected)
+        return self._line is not None and self._line.is_open
 
     async def call(self, *command: Arg, extra_s: float = 0.0) -> Any:
         """Send one command and return its reply, with bytes for strings.
@@ -158,22 +184,19 @@ class Wire:
             BrokerUnavailable: No reply came; whether the command ran is unknown. Or the server cannot serve now.
             ServerRefused: The server answered with an error that waiting does not cure.
         """
-        async with self._turn:
-            try:
-                return await self._exchange(command, self._timeout_s + extra_s)
-            except (RedisError, OSError) as error:
-                raise await self._failed(error) from error
+        reply = await self._exchange(command, extra_s)
+        if type(reply) is ErrorReply:
+            raise self._refusal(reply)
+        return reply
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Run a script by its digest, and by its text once if the server does not know it."""
-        async with self._turn:
-            try:
-                try:
-                    return await self._exchange(("EVALSHA", script.sha, len(keys), *keys, *args), self._timeout_s)
-                except NoScriptError:
-                    return await self._exchange(("EVAL", script.source, len(keys), *keys, *args), self._timeout_s)
-            except (RedisError, OSError) as error:
-                raise await self._failed(error) from error
+        reply = await self._exchange(("EVALSHA", script.sha, len(keys), *keys, *args))
+        if type(reply) is ErrorReply:
+            if str(reply).startswith("NOSCRIPT"):
+                return await self.call("EVAL", script.source, len(keys), *keys, *args)
+            raise self._refusal(reply)
+        return reply
 
     async def pipeline(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         """Send several commands at once and return their replies in order.
@@ -182,47 +205,72 @@ class Wire:
             BrokerUnavailable: Some replies did not come; any of the commands may have run.
             ServerRefused: One of them was refused; the others ran.
         """
-        connection = self._connection
-        async with self._turn:
-            try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                replies = [await self._read_any() for _ in commands]
-            except (RedisError, OSError) as error:
-                raise await self._failed(error) from error
+        packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]
+        line = await self._open()
+        futures = line.ask(packed, len(commands))
+        replies = [await self._reply(line, future, self._timeout_s) for future in futures]
         for reply in replies:
-            if isinstance(reply, Exception):
-                raise _translate(reply, self._where)
+            if isinstance(reply, ErrorReply):
+                raise self._refusal(reply)
         return replies
 
     async def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        await self._connection.disconnect(nowait=True)
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
-    async def _exchange(self, command: Sequence[Arg], timeout_s: float) -> Any:
-        connection = self._connection
-        if not connection.is_connected:
-            await connection.connect()  # type: ignore[no-untyped-call]
-        await connection.send_packed_command([pack_command(tuple(command))], check_health=False)  # type: ignore[arg-type]
-        if not math.isinf(timeout_s):
-            async with asyncio.timeout(timeout_s):
-                return await connection.read_response(timeout=math.inf)
-        return await connection.read_response(timeout=math.inf)
+    async def _exchange(self, command: tuple[Arg, ...], extra_s: float = 0.0) -> Any:
+        line = self._line
+        if line is None or not line.is_open:
+            line = await self._open()
+        future = line.ask(hiredis.pack_command(command))[0]  # type: ignore[arg-type]
+        return await self._reply(line, future, self._timeout_s + extra_s)
 
-    async def _read_any(self) -> Any:
+    async def _reply(self, line: _Line, future: asyncio.Future[Any], timeout_s: float) -> Any:
+        loop = future.get_loop()
+        alarm = loop.call_later(timeout_s, _time_out, future, timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._connection.read_response(timeout=math.inf)
-        except ResponseError as error:
-            if isinstance(error, RedisConnectionError):
-                raise
-            return error
+            return await future
+        except OSError as error:
+            line.close()
+            raise BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}") from error
+        finally:
+            alarm.cancel()
 
-    async def _failed(self, error: Exception) -> StreamQError:
-        """Translate an error; a connection that may hold half a reply is thrown away."""
-        if not isinstance(error, ResponseError) or fault_of(str(error)) is Fault.RECONNECT:
-            await self.close()
-        return _translate(error, self._where)
+    async def _open(self) -> _Line:
+        async with self._opening:
+            if self._line is not None and self._line.is_open:
+                return self._line
+            connection = cast("Connection", self._pool.make_connection())  # type: ignore[no-untyped-call]
+            try:
+                await connection.connect()  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                raise self._not_opened(error) from error
+            self._line = _Line(connection)
+            return self._line
+
+    def _not_opened(self, error: Exception) -> StreamQError:
+        if isinstance(error, AuthenticationError):
+            return ConfigurationError(
+                f"Redis at {self._where} refused the user or password: {error}",
+                hint="check the user and password in REDIS_URL",
+            )
+        if type(error) is ResponseError:
+            return _translate(str(error), self._where)
+        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}")
+
+    def _refusal(self, reply: ErrorReply) -> StreamQError:
+        """Translate an error reply; a connection that leads to the wrong place is dropped."""
+        message = str(reply)
+        if fault_of(message) is Fault.RECONNECT and self._line is not None:
+            self._line.close()
+        return _translate(message, self._where)
+
+
+def _time_out(future: asyncio.Future[Any], timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError(f"no reply within {timeout_s:g} s"))
 
 
 def make_pool(url: str, *, connect_timeout_s: float = 5.0) -> ConnectionPool:
