@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks import tally
 from benchmarks.processes import Child
 from streamq.app import StreamQ
+from streamq.context import current_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,25 +116,28 @@ async def long(seconds: float) -> None:
 @app.handler(queue=QUEUE, timeout=None)
 async def held(name: str) -> None:
     """Write down the start; the first time, hold the slot until released."""
-    write = _journal()
-    write("start", name, 1)
+    _note("start", name)
     folder = Path(os.environ[tally.FOLDER])
     try:
         os.close(os.open(folder / f"held-{name}", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        write("end", name, 1)
-        return
-    while not (folder / RELEASE).exists():  # noqa: ASYNC110 - the signal comes from another process
-        await asyncio.sleep(0.05)
-    write("end", name, 1)
+        pass
+    else:
+        while not (folder / RELEASE).exists():  # noqa: ASYNC110 - the signal comes from another process
+            await asyncio.sleep(0.05)
+    _note("end", name)
 
 
 @app.handler(queue=QUEUE)
 async def journaled(name: str, seconds: float) -> None:
     """Write down start and end."""
-    _journal()("start", name, 1)
+    _note("start", name)
     await asyncio.sleep(seconds)
-    _journal()("end", name, 1)
+    _note("end", name)
+
+
+def _note(what: str, name: str) -> None:
+    _journal()(what, name, current_job().attempt)
 
 
 def environment(server_url: str, **settings: str) -> dict[str, str]:

@@ -88,8 +88,9 @@ class Result:
     size: str
     """What it was measured at, in words."""
     spread: tuple[float, float] | None = None
-    """Where the median lies in 95 of 100 resamples of the rounds; with one round, nothing."""
+    """Where the figure lies in 95 of 100 resamples of the rounds; with one round, nothing."""
     rounds: int = 1
+    """How many values it was made from."""
     holds: bool = True
     """What else must be true for the bar to count as reached, as the part's `detail` shows."""
     detail: dict[str, Any] = field(default_factory=dict)
@@ -147,6 +148,14 @@ class Report:
             Result(name, median(values), unit, bar, size, spread=interval(values), rounds=len(values), **more)
         )
 
+    def add_percentile(
+        self, name: str, samples: Sequence[float], percent: float, unit: str, bar: Bar | None, size: str, **more: Any
+    ) -> None:
+        """Add a percentile of all that was seen in all rounds, and the interval of that percentile."""
+        spread = interval(samples, lambda values: percentile(values, percent))
+        value = percentile(samples, percent)
+        self.results.append(Result(name, value, unit, bar, size, spread=spread, rounds=len(samples), **more))
+
     def as_json(self) -> dict[str, Any]:
         """Return the whole document."""
         return {
@@ -182,13 +191,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def interval(values: Sequence[float], *, resamples: int = 2000) -> tuple[float, float] | None:
-    """Return where the median lies in 95 of 100 resamples; nothing for one value. Same values, same interval."""
+def interval(
+    values: Sequence[float], figure: Callable[[Sequence[float]], float] = median, *, resamples: int = 1000
+) -> tuple[float, float] | None:
+    """Return where a figure lies in 95 of 100 resamples; nothing for one value. Same values, same interval."""
     if len(values) < 2:
         return None
     dice = random.Random(1)
-    medians = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(resamples))
-    return medians[int(resamples * 0.025)], medians[int(resamples * 0.975) - 1]
+    figures = sorted(figure(dice.choices(values, k=len(values))) for _ in range(resamples))
+    return figures[int(resamples * 0.025)], figures[math.ceil(resamples * 0.975) - 1]
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -264,7 +275,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 def _print_table(report: Report) -> None:
     console = Console()
     table = Table(title=f"{report.benchmark} · {report.server}", title_justify="left")
-    for heading in ("figure", "median", "95 % of medians", "unit", "bar", ""):
+    for heading in ("figure", "median", "95 % of resamples", "unit", "bar", ""):
         table.add_column(heading, no_wrap=heading == "figure")
     for result in report.results:
         mark = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[result.passes]

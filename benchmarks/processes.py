@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -17,10 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["Child", "CpuClock", "children_of", "run_to_json"]
+__all__ = ["Child", "CpuClock", "children_of", "remember", "run_to_json"]
 
 TREE = Path(__file__).resolve().parent.parent
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def remember(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """See to it that a program does not outlive this one, however this one ends."""
+    _started.append(process)
+    return process
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
 
 
 class CpuClock:
@@ -54,14 +71,16 @@ class Child:
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start `python ARGUMENTS` in the folder of the project, its output in a file."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=TREE,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            start_new_session=True,
+        self.process = remember(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=TREE,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+            )
         )
         self.pid = self.process.pid
         self.cpu = CpuClock(self.pid)

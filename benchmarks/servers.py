@@ -16,12 +16,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from benchmarks.processes import CpuClock
+from benchmarks.processes import CpuClock, remember
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["RedisServer", "ServerFigures", "server_binary"]
+__all__ = ["APPEND_ONLY", "RedisServer", "ServerFigures", "server_binary"]
 
 IN_MEMORY = ("--save", "", "--appendonly", "no")
 APPEND_ONLY = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
@@ -93,7 +93,7 @@ class RedisServer:
         """Start it and wait until it answers and has loaded its data."""
         command = [server_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, *self.settings], stdout=log, stderr=log)
+            self._process = remember(subprocess.Popen([*command, *self.settings], stdout=log, stderr=log))
         until = time.monotonic() + 20
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:

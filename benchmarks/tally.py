@@ -156,4 +156,4 @@ class Journal:
             return []
         whole = self._file.read_text()
         found = (line.split(" ") for line in whole[: whole.rfind("\n") + 1].splitlines())
-        return [JournalLine((what, name, int(pid), int(at), int(attempt))) for what, name, pid, at, attempt in found]
+        return [JournalLine(what, name, int(pid), int(at), int(attempt)) for what, name, pid, at, attempt in found]
