@@ -1,0 +1,325 @@
+"""The recorder as a role: its loops, its back-off, its process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+from typing import TYPE_CHECKING
+
+from streamq import logs, process
+from streamq.broker.inspection import Inspection
+from streamq.broker.outbox import Lag, Outbox, OutboxEntry
+from streamq.broker.server import Broker
+from streamq.broker.wire import ServerRefused
+from streamq.errors import ConfigurationError, StreamQError, Unavailable
+from streamq.keys import Keys
+from streamq.mongo import Mongo, Statuses, StatusWrite
+from streamq.parentlink import ParentLink
+from streamq.recorder.documents import Malformed, merged, recorded
+from streamq.recorder.seen import Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from streamq.settings import Settings
+
+__all__ = ["Recorder", "main", "run"]
+
+BLOCK_MS = 500
+LOOK_EVERY_S = 1.0
+TAKE_OVER_EVERY_S = 5.0
+TAKE_OVER_IDLE_MS = 10_000
+"""A batch that takes longer is written by another recorder as well, which does no harm."""
+
+BATCH_RECORDS = 1_000
+READ_RECORDS = 4_000
+READ_BYTES = 4_000_000
+"""About as much is read at once: large enough to be quick, small enough to be held in memory."""
+
+LATE_MS = 60_000
+FULL_SHARE = 0.8
+NICENESS = 5
+
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.1, 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records one partition."""
+
+    def __init__(self, broker: Broker, statuses: Statuses, keys: Keys, *, outbox_max: int = 200_000) -> None:
+        # Reading blocks a connection; whatever else is asked goes another way, under the same name.
+        self._wires = (broker.wire(), broker.wire())
+        self._reader = Outbox(self._wires[0], keys)
+        self._side = Outbox(self._wires[1], keys, self._reader.consumer)
+        self._seen = Seen(Inspection(self._wires[1], keys))
+        self._statuses = statuses
+        self._queue = keys.queue
+        self._outbox_max = outbox_max
+        self._count = 16
+        self._next_take_over = 0.0
+        self._written: list[bytes] = []
+        self.lag = Lag(0, 0)
+        """How far the history is behind, as of the last look."""
+        self.recorded = 0
+        """Statuses written since the start."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Record until told to stop; the batch at hand is finished first.
+
+        Raises:
+            ExceptionGroup: of ConfigurationError: a server refuses us, which waiting does not cure.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._until(stop, self._record, rest_s=0))
+                tasks.create_task(self._until(stop, self._look, rest_s=LOOK_EVERY_S))
+            with contextlib.suppress(StreamQError):
+                await self._side.leave()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        for wire in self._wires:
+            await wire.close()
+
+    async def _until(
+        self, stop: asyncio.Event, step: Callable[[asyncio.Event], Awaitable[None]], *, rest_s: float
+    ) -> None:
+        """Repeat a step, and rest longer and longer while a server is away."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                await step(stop)
+            except (Unavailable, ServerRefused) as error:
+                failures += 1
+                _say_unavailable(self._queue, error, failures)
+                await _rest(stop, _backoff_s(failures))
+            else:
+                if failures:
+                    logs.event(_log, logging.INFO, "recorder.recovered", queue=self._queue, failures=failures)
+                failures = 0
+                await _rest(stop, rest_s)
+
+    async def _record(self, stop: asyncio.Event) -> None:
+        """Move one batch from the outbox to MongoDB."""
+        if self._written:  # stored before the last acknowledgement failed
+            await self._acknowledge()
+        entries = await self._next_entries()
+        if entries:
+            await self._store(entries, stop)
+            await self._acknowledge()
+
+    async def _next_entries(self) -> list[OutboxEntry]:
+        """Read the next entries: now and then those that a recorder left behind, else new ones."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_take_over:
+            left = await self._reader.take_over(idle_ms=TAKE_OVER_IDLE_MS, limit=self._count)
+            if left:
+                return left
+            self._next_take_over = now + TAKE_OVER_EVERY_S
+        entries = await self._reader.read(limit=self._count, block_ms=BLOCK_MS)
+        if entries:
+            self._count = _next_count(entries)
+        return entries
+
+    async def _store(self, entries: list[OutboxEntry], stop: asyncio.Event) -> None:
+        """Write entries, however long MongoDB is away. After `stop` they are left to the next recorder."""
+        writes = merged(await self._statuses_of(entries))
+        failures, first = 0, 0
+        while first < len(writes):
+            batch = writes[first : first + BATCH_RECORDS]
+            try:
+                await self._statuses.write(batch)
+            except Unavailable as error:
+                if stop.is_set():
+                    raise
+                failures += 1
+                _say_unavailable(self._queue, error, failures)
+                await _rest(stop, _backoff_s(failures))
+            else:
+                first += len(batch)
+                self.recorded += len(batch)
+                failures = 0
+        self._written = [entry.id for entry in entries]
+
+    async def _statuses_of(self, entries: list[OutboxEntry]) -> list[StatusWrite]:
+        writes: list[StatusWrite] = []
+        for entry in entries:
+            for job_id, raw in entry.records:
+                try:
+                    writes.append(recorded(self._queue, entry, job_id, raw))
+                except Malformed as error:
+                    await self._statuses.put_aside(job_id, entry.version, raw, str(error))
+        return writes
+
+    async def _acknowledge(self) -> None:
+        await self._reader.ack(self._written)
+        self._written = []
+
+    async def _look(self, _: asyncio.Event) -> None:
+        """Measure the lag, and note what waits and runs: one recorder is enough for that, and only when it has time."""
+        self.lag = await self._side.lag()
+        self._warn()
+        if self.lag.oldest_ms < LOOK_EVERY_S * 2000 and await self._side.leads():
+            await self._side.tidy()
+            if seen := await self._seen.look():
+                try:
+                    await self._statuses.write(seen)
+                except Unavailable:
+                    self._seen.forget()
+                    raise
+
+    def _warn(self) -> None:
+        if self.lag.entries > FULL_SHARE * self._outbox_max:
+            logs.event(
+                _log, logging.ERROR, "outbox.nearly_full",
+                f"outbox of {self._queue}: {self.lag.entries} of {self._outbox_max} entries; the oldest go next",
+                queue=self._queue, entries=self.lag.entries, limit=self._outbox_max,
+            )  # fmt: skip
+        elif self.lag.oldest_ms > LATE_MS:
+            logs.event(
+                _log, logging.WARNING, "history.late", f"history of {self._queue} is {self.lag.oldest_ms // 1000} s late",
+                queue=self._queue, lag_ms=self.lag.oldest_ms, entries=self.lag.entries,
+            )  # fmt: skip
+
+
+async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Record all queues of the settings until told to stop.
+
+    It waits for servers that are away, at the start and later.
+
+    Args:
+        settings: Addresses and queues.
+        stop: Set it to end after the batches at hand.
+        on_ready: Called once, when both servers have answered.
+
+    Raises:
+        ConfigurationError: A server is not what streamq needs, or refuses us.
+    """
+    broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
+    mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
+    statuses = Statuses(mongo)
+    try:
+        for step in (broker.check, mongo.check, statuses.prepare):
+            await _persist(step, stop)
+        if not stop.is_set():
+            on_ready()
+            await _record_all(settings, broker, statuses, stop)
+    finally:
+        await mongo.close()
+
+
+async def _record_all(settings: Settings, broker: Broker, statuses: Statuses, stop: asyncio.Event) -> None:
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for queue in settings.queues:
+                recorder = Recorder(broker, statuses, Keys(queue), outbox_max=settings.outbox_max)
+                tasks.create_task(recorder.run(stop))
+    except* ConfigurationError as group:
+        raise _first(group) from None
+
+
+def main(settings: Settings, app_path: str | None = None) -> int:
+    """Run as a process of its own. Returns the exit code.
+
+    It is nice to others: jobs come first, history catches up.
+
+    Args:
+        settings: As loaded.
+        app_path: Not needed, since records speak for themselves; all roles are started alike.
+    """
+    del app_path
+    if not settings.history:
+        logs.event(
+            _log, logging.ERROR, "recorder.failed", "history is off (history = false): there is nothing to record"
+        )
+        return ConfigurationError.exit_code
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    try:
+        asyncio.run(_process(settings))
+    except StreamQError as error:
+        logs.event(_log, logging.ERROR, "recorder.failed", str(error), error=str(error), hint=error.hint)
+        return error.exit_code
+    return 0
+
+
+async def _process(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    link = ParentLink.open()
+    link.hello([])
+    ticking = asyncio.create_task(link.keep_ticking(lambda: (0, 0)))
+    orphaned = asyncio.create_task(_stop_with(link.gone, stop))
+
+    def ready() -> None:
+        link.ready()
+        process.notify("READY=1")
+        logs.event(_log, logging.INFO, "recorder.started", queues=",".join(settings.queues))
+
+    try:
+        await run(settings, stop, on_ready=ready)
+    finally:
+        ticking.cancel()
+        orphaned.cancel()
+        link.bye()
+        link.close()
+
+
+async def _stop_with(gone: asyncio.Event, stop: asyncio.Event) -> None:
+    await gone.wait()
+    stop.set()
+
+
+async def _persist(step: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+    """Repeat a step until the server it needs is there."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            await step()
+        except Unavailable as error:
+            failures += 1
+            _say_unavailable("*", error, failures)
+            await _rest(stop, _backoff_s(failures))
+        else:
+            return
+
+
+def _first(group: BaseExceptionGroup[ConfigurationError]) -> ConfigurationError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _next_count(entries: list[OutboxEntry]) -> int:
+    """Tell how many entries to read next time, going by the size of these."""
+    records = max(1, sum(len(entry.records) for entry in entries)) / len(entries)
+    size = max(1, sum(entry.size for entry in entries)) / len(entries)
+    return int(max(1, min(1_000, READ_RECORDS / records, READ_BYTES / size)))
+
+
+def _backoff_s(failures: int) -> float:
+    ceiling_s: float = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(failures, 10))
+    return random.uniform(0.5, 1) * ceiling_s
+
+
+def _say_unavailable(queue: str, error: StreamQError, failures: int) -> None:
+    """Log the first failure, and every tenth: the rest says nothing new."""
+    if failures == 1 or failures % 10 == 0:
+        text = f"recorder of {queue} waits: {error}"
+        logs.event(_log, logging.WARNING, "recorder.waits", text, queue=queue, error=str(error), failures=failures)
+
+
+async def _rest(stop: asyncio.Event, seconds: float) -> None:
+    if seconds > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await stop.wait()

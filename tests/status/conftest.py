@@ -1,0 +1,145 @@
+"""What the tests of the status side share: a partition that is written by hand, in the documented format."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from streamq.broker.inspection import Inspection
+from streamq.broker.outbox import Outbox
+from streamq.broker.server import Broker
+from streamq.keys import GROUP, LANES, Keys
+from streamq.mongo import Mongo, Statuses
+from streamq.recorder import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+# The present, since MongoDB deletes what is past its expiry also during a test.
+NOW_MS = time.time_ns() // 1_000_000
+
+
+class Hand:
+    """Writes into a partition what producers and workers would."""
+
+    def __init__(self, broker: Broker, keys: Keys) -> None:
+        self.broker = broker
+        self.keys = keys
+        self.wire = broker.wire()
+        self.inspection = Inspection(self.wire, keys)
+
+    @staticmethod
+    def record(state: str = "completed", **fields: Any) -> dict[str, Any]:
+        """Make a record of one attempt, by its short names."""
+        return {
+            "s": state, "h": "refresh", "u": "u1", "n": 1, "m": 3, "l": "normal", "e": NOW_MS, "b": NOW_MS + 50,
+            "f": NOW_MS + 80, "c": 0, **fields,
+        }  # fmt: skip
+
+    async def finish(
+        self, *records: tuple[str | bytes, dict[str, Any] | bytes], worker: str = "w1", at: str = "*"
+    ) -> bytes:
+        """Put an entry into the outbox, as a worker's cycle does."""
+        pairs: list[str | bytes] = []
+        for job_id, record in records:
+            pairs += [job_id, record if isinstance(record, bytes) else orjson.dumps(record)]
+        return await self.wire.call("XADD", self.keys.outbox, at, "w", worker, *pairs)
+
+    async def enqueue(self, job_id: str, *, lane: str = "normal", at: str = "*", **envelope: Any) -> bytes:
+        """Put a job into a lane."""
+        body = orjson.dumps({"v": 1, "h": "refresh", **envelope})
+        entry = await self.wire.call("XADD", self.keys.lanes[LANES.index(lane)], at, "j", job_id, "d", body)
+        digit = str(LANES.index(lane) + 1).encode()
+        await self.wire.call("HSET", self.keys.index, job_id, digit + entry)
+        return entry
+
+    async def delay(self, job_id: str, due_ms: int, enqueued_ms: int = NOW_MS, **envelope: Any) -> None:
+        """Put a job among those that are due later."""
+        body = orjson.dumps({"v": 1, "h": "refresh", **envelope})
+        await self.wire.call("HSET", self.keys.payload, job_id, b"2|%d|%b" % (enqueued_ms, body))
+        await self.wire.call("ZADD", self.keys.delayed, due_ms, job_id)
+        await self.wire.call("HSET", self.keys.index, job_id, "z")
+
+    async def take(self, consumer: str, count: int = 1, lane: str = "normal") -> None:
+        """Deliver the next jobs of a lane to a worker that beats now."""
+        stream = self.keys.lanes[LANES.index(lane)]
+        with contextlib.suppress(Exception):
+            await self.wire.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+        await self.wire.call("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", stream, ">")
+        seconds, micros = await self.wire.call("TIME")
+        await self.wire.call("ZADD", self.keys.workers, int(seconds) * 1000 + int(micros) // 1000, consumer)
+
+
+@pytest.fixture
+async def hand(redis_url: str, queue_name: str) -> AsyncIterator[Hand]:
+    """Write into a partition by hand."""
+    hand = Hand(Broker(redis_url), Keys(queue_name))
+    yield hand
+    await hand.wire.close()
+
+
+@pytest.fixture
+def hand_at(queue_name: str) -> Callable[[str], Hand]:
+    """Make the hand for the partition on another server."""
+    return lambda url: Hand(Broker(url), Keys(queue_name))
+
+
+@pytest.fixture
+async def mongo(mongodb_url: str, mongo_database: str) -> AsyncIterator[Mongo]:
+    """Connect to the database of the test."""
+    mongo = Mongo(mongodb_url, mongo_database)
+    yield mongo
+    await mongo.close()
+
+
+@pytest.fixture
+async def statuses(mongo: Mongo) -> Statuses:
+    """Prepare the collections of the test."""
+    statuses = Statuses(mongo)
+    await statuses.prepare()
+    return statuses
+
+
+@pytest.fixture
+async def outbox(hand: Hand) -> AsyncIterator[Outbox]:
+    """Make an end of the outbox, with a connection of its own."""
+    wire = hand.broker.wire()
+    outbox = Outbox(wire, hand.keys)
+    assert await outbox.read(limit=1) == [], "makes the group"
+    yield outbox
+    await wire.close()
+
+
+@pytest.fixture
+def absent_server() -> Iterator[None]:
+    """For tests that meet a server that is not there: pymongo forgets to close a socket that was refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
+
+
+@pytest.fixture
+def recording() -> Callable[[Hand, Statuses], AbstractAsyncContextManager[Recorder]]:
+    """Give a context in which a recorder of a partition runs; it ends orderly with the block."""
+
+    @contextlib.asynccontextmanager
+    async def run(hand: Hand, statuses: Statuses) -> AsyncIterator[Recorder]:
+        stop = asyncio.Event()
+        recorder = Recorder(hand.broker, statuses, hand.keys)
+        task = asyncio.create_task(recorder.run(stop))
+        try:
+            yield recorder
+        finally:
+            stop.set()
+            await task
+
+    return run
