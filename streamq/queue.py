@@ -19,13 +19,15 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
+import orjson
 
+from streamq.broker.orders import Orders
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
 from streamq.broker.server import Broker
 from streamq.clock import now_ms, to_ms
 from streamq.codec import encode_json, envelope_bytes
-from streamq.errors import BadArguments, BrokerUnavailable, NotConfirmed, PayloadTooLarge
-from streamq.keys import lane_digit
+from streamq.errors import BadArguments, BrokerUnavailable, JobFailed, NotConfirmed, PayloadTooLarge
+from streamq.keys import Keys, lane_digit
 
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
@@ -102,11 +104,36 @@ class Job(msgspec.Struct, frozen=True):
     queue: str
     status: Literal["new", "duplicate", "present"]
     """new: enqueued now. duplicate: `id` is the living job that holds the dedup key. present: this id was known."""
+    client: Any = None
+    """Who enqueued it, and can ask what became of it."""
+
+    def __repr__(self) -> str:
+        return f"Job(id={self.id!r}, handler={self.handler!r}, queue={self.queue!r}, status={self.status!r})"
 
     @property
     def is_new(self) -> bool:
         """Whether this call made the job."""
         return self.status == "new"
+
+    async def result(self, timeout: timedelta = timedelta(seconds=30)) -> Any:
+        """Wait until the job has ended and return what its handler returned.
+
+        Only for jobs that were enqueued with `keep_result=`.
+
+        Raises:
+            JobFailed: It ended without a result; the message says why.
+            TimeoutError: It has not ended in time. It goes on.
+        """
+        return await self.client.result(self.queue, self.id, timeout)
+
+    async def cancel(self, reason: str = "") -> Literal["cancelled", "asked"]:
+        """End the job if it waits, or have its worker interrupt it if it runs.
+
+        Raises:
+            JobNotFound: It has ended.
+        """
+        answer: Literal["cancelled", "asked"] = await self.client.cancel(self.queue, self.id, reason)
+        return answer
 
 
 class Draft(NewJob):
@@ -116,13 +143,13 @@ class Draft(NewJob):
     queue: str = ""
     replicas: int = 0
 
-    def as_job(self, result: str) -> Job:
+    def as_job(self, result: str, client: Client) -> Job:
         """Say what became of it, from its result in `Added`."""
         if result == "n":
-            return Job(self.id, self.handler, self.queue, "new")
+            return Job(self.id, self.handler, self.queue, "new", client)
         if result == "p":
-            return Job(self.id, self.handler, self.queue, "present")
-        return Job(result[1:], self.handler, self.queue, "duplicate")
+            return Job(self.id, self.handler, self.queue, "present", client)
+        return Job(result[1:], self.handler, self.queue, "duplicate", client)
 
 
 _NO_OPTIONS = Options()
@@ -380,7 +407,7 @@ class Client:
         result = await producer.one(item)
         if item.replicas:
             await producer.confirm(item.replicas)
-        return item.as_job(result)
+        return item.as_job(result, self)
 
     async def send_many(self, items: Iterable[Draft] | AsyncIterable[Draft]) -> list[Job]:
         """Enqueue any number of jobs, a script call per `BATCH`; while one is under way the next is encoded."""
@@ -408,9 +435,38 @@ class Client:
         for queue, items in by_queue.items():
             added = await self.producer(queue).many(items)
             if len(by_queue) == 1:
-                return [item.as_job(result) for item, result in zip(items, added.results, strict=True)]
+                return [item.as_job(result, self) for item, result in zip(items, added.results, strict=True)]
             results |= {item.id: result for item, result in zip(items, added.results, strict=True)}
-        return [item.as_job(results[item.id]) for item in chunk]
+        return [item.as_job(results[item.id], self) for item in chunk]
+
+    async def result(self, queue: str, job_id: str, timeout: timedelta) -> Any:
+        """Wait for the kept result of a job; see `Job.result`."""
+        wire = self.broker.wire()
+        try:
+            block_ms = max(1, to_ms(timeout))
+            key = Keys(queue).result(job_id)
+            reply = await wire.call(
+                "XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", key, "0-0", extra_s=block_ms / 1000
+            )
+        finally:
+            await wire.close()
+        if not reply:
+            raise TimeoutError(f"job {job_id} has not ended within {timeout}, or was enqueued without keep_result=")
+        record = orjson.loads(reply[0][1][0][1][1])
+        if record["s"] != "completed":
+            why = record.get("x") or {"t": record["s"], "m": "it was not started before its deadline"}
+            raise JobFailed(f"job {job_id} is {record['s']}: {why['t']}: {why['m']}")
+        if "z" in record:
+            raise JobFailed(f"job {job_id} is completed, but its result could not be kept: {record['z']}")
+        return record.get("r")
+
+    async def cancel(self, queue: str, job_id: str, reason: str) -> Literal["cancelled", "asked"]:
+        """Cancel a job; see `Job.cancel`."""
+        wire = self.broker.wire()
+        try:
+            return await Orders(wire, Keys(queue)).cancel(job_id, reason=reason)
+        finally:
+            await wire.close()
 
     async def close(self) -> None:
         """Send what waits and close every connection."""

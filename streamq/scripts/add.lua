@@ -6,12 +6,12 @@
 --       4 cursor to store, 5 most jobs the partition may hold (0: any), 6 '1': the number must follow the last one,
 --       then per job: id, lane digit, delay ms (0: now), place of its dedup key in KEYS (0: none), envelope
 -- Returns {'OK', now ms, '' or a result per job}   '' when every job is new; else per job 'n' new,
---                                                  'p' already present, or 'd' .. id of the job that holds the dedup key
+--                                                  'p' already present, or 'd' .. id of the dedup key's holder
 --         {'REPEAT', now ms, last number, cursor, results of the last call}   nothing was written
 --         {'GAP', now ms, last number, cursor}                                nothing was written
 --         {'FULL', now ms, depth}                                             nothing was written
 --
--- A call whose reply was lost is repeated with its number; it adds nothing, even when its jobs have ended meanwhile.
+-- A call whose reply was lost is repeated with its number. It adds nothing, even when its jobs have ended by then.
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
 local WIDTH, FIRST = 5, 7
 local time = redis.call('TIME')
@@ -37,7 +37,7 @@ if most > 0 then
   if depth + count > most then return {'FULL', now, depth} end
 end
 
--- Look: which ids are known, which dedup keys are held by a job that lives.
+-- Look: which ids are known, which dedup keys are held, and which of their holders live.
 local places, holders, alive = {}, {}, {}
 if count > 0 then
   local ids = {}
@@ -64,7 +64,7 @@ for i = 1, count do
   local holder = lock > 0 and holders[lock - 10]
   if places[i] or seen[id] then
     outcome[i], all_new = 'p', false
-  elseif holder and alive[holder] then
+  elseif holder and (alive[holder] or redis.call('PTTL', KEYS[lock]) > 0) then -- with a TTL: the window after its end
     outcome[i], all_new = 'd' .. holder, false
   else
     outcome[i], seen[id] = 'n', true

@@ -1,0 +1,35 @@
+#!lua flags=allow-oom
+-- cancel: a job that waits ends as cancelled at once; a job that runs is told to stop by its worker.
+--
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, then, if the job has one, 12 its dedup key
+-- ARGV  1 job id, 2 the token that was seen, 3 record, 4 outbox_max (0: no outbox), 5 reason
+-- Returns 'CANCELLED'  it waited, and has ended
+--         'ASKED'      it runs; its worker has been told
+--         'GONE'       no living job has this id
+--         'MOVED'      it is not where it was seen: look again
+local id, seen = ARGV[1], ARGV[2]
+local token = redis.call('HGET', KEYS[9], id)
+if not token then return 'GONE' end
+if token ~= seen then return 'MOVED' end
+
+if token ~= 'z' then
+  local lane = KEYS[tonumber(string.sub(token, 1, 1))]
+  local entry = string.match(token, '^%d([%d%-]+)')
+  local held = redis.pcall('XPENDING', lane, 'g', entry, entry, 1)
+  if held.err and not string.find(held.err, 'NOGROUP', 1, true) then return held end
+  if not held.err and #held > 0 then
+    redis.call('XADD', KEYS[11], 'MAXLEN', '~', 1000, '*', 'do', 'cancel', 'job', id, 'why', ARGV[5])
+    redis.call('XADD', KEYS[1], '*', 'w', '1')
+    return 'ASKED'
+  end
+  redis.call('XDEL', lane, entry)
+else
+  redis.call('ZREM', KEYS[7], id)
+  redis.call('HDEL', KEYS[8], id)
+end
+redis.call('HDEL', KEYS[9], id)
+if tonumber(ARGV[4]) > 0 then
+  redis.call('XADD', KEYS[10], 'MAXLEN', '~', ARGV[4], '*', 'w', 'operator', id, ARGV[3])
+end
+if KEYS[12] and redis.call('GET', KEYS[12]) == id then redis.call('DEL', KEYS[12]) end
+return 'CANCELLED'
