@@ -136,15 +136,11 @@ async def _ping(_client: Redis) -> None:
 
 
 async def delays(count: int, shortest_ms: int, longest_ms: int) -> dict[str, float]:
-    """Enqueue delayed jobs one by one. Each carries when it is due at the earliest.
-
-    Redis counts whole milliseconds, so the due time is that of the millisecond in which the call began.
-    """
+    """Enqueue delayed jobs one by one, with uneven delays. Each carries its own."""
     dice = random.Random(11)
     for _ in range(count):
         delay_ms = dice.randrange(shortest_ms, longest_ms)
-        due_ms = time.time_ns() // 1_000_000 + delay_ms
-        await punctual.options(delay=timedelta(milliseconds=delay_ms)).enqueue(float(due_ms), "x" * 100)
+        await punctual.options(delay=timedelta(milliseconds=delay_ms)).enqueue(delay_ms, ARGUMENT[:110])
         await asyncio.sleep(0.002)
     await app.close()
     return {}
