@@ -77,10 +77,12 @@ def test_main_runs_the_workers_of_an_application(settings, tmp_path, monkeypatch
 
 
 ON_TERMINAL = """
-import os, sys
+import fcntl, sys, termios
 from pathlib import Path
 from streamq.parent import Role, supervise
 from streamq.settings import load
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 folder = Path(sys.argv[1])
 code = supervise([Role("sleeper", ["sleep", "60"], speaks=False)], load({}, environ={}, directory=folder), directory=folder)
 (folder / "code").write_text(str(code))
@@ -98,7 +100,6 @@ def test_a_parent_whose_terminal_is_closed_stops(tmp_path, eventually_sync):
         stderr=theirs,
         env=os.environ | {"PYTHONPATH": str(Path(streamq.__file__).parent.parent)},
         start_new_session=True,
-        preexec_fn=_take_terminal,
     )
     os.close(theirs)
     eventually_sync(lambda: _is_up(tmp_path))
@@ -114,11 +115,3 @@ def _is_up(folder: Path) -> bool:
     except streamq.errors.Unavailable:
         return False
     return bool(children) and children[0]["pid"] is not None
-
-
-def _take_terminal() -> None:
-    """Make the terminal at standard input the controlling one."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

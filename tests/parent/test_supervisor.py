@@ -411,3 +411,39 @@ async def test_systemd_hears_that_all_is_ready_and_that_it_stops(start, children
     running.parent.stop()
     await running.task
     assert "STOPPING=1" in notifications()
+
+
+async def test_deaths_are_seen_where_there_is_no_pidfd(start, children, eventually, monkeypatch):
+    """Such as on macOS."""
+    monkeypatch.delattr("os.pidfd_open")
+    running = start(children.speaker(1))
+    (pid,) = await ready(eventually, running, 1)
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: running.pids() not in ([], [pid]), "a new child", timeout=20)
+    assert running.record.deaths[0][4] == -signal.SIGKILL
+
+
+async def test_a_grandchild_that_holds_the_output_does_not_hide_a_death(start, children, eventually):
+    """A daemon that a job has started may live for ever."""
+    source = (
+        "import subprocess, sys\n"
+        "daemon = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+        "print('daemon', daemon.pid)"
+    )
+    running = start(children.role(source, once=True))
+    assert await asyncio.wait_for(running.task, 30) == 0
+    os.kill(int(running.said.split("daemon ")[1].split()[0]), signal.SIGKILL)
+
+
+async def test_a_child_that_talks_nonsense_is_not_listened_to(start, children, eventually):
+    """It may be of a version to come."""
+    source = (
+        "import os, time\n"
+        "fd = int(os.environ['STREAMQ_PARENT_FD'])\n"
+        "for line in ('{', '[]', '{}', '{\"type\": \"new\"}', '{\"type\": \"tick\"}', '{\"type\": \"ready\"}'):\n"
+        "    os.write(fd, line.encode() + b'\\n')\n"
+        "time.sleep(60)"
+    )
+    running = start(children.role(source))
+    await ready(eventually, running, 1)
+    assert running.children()[0]["slots"] == 0
