@@ -147,24 +147,29 @@ class Statuses:
             raise HistoryUnavailable(f"MongoDB at {self._mongo.where} takes no quarantine: {error}") from error
 
     async def find(
-        self, query: Document, *, sort: Sequence[tuple[str, int]] = (), limit: int = 0, without: Iterable[str] = ()
+        self,
+        query: Document,
+        *,
+        sort: Sequence[tuple[str, int]] = (),
+        limit: int = 0,
+        without: Iterable[str] = (),
+        limit_s: float = 10,
     ) -> list[Document]:
         """Read status documents; `limit` 0 reads all."""
-        with self._mongo.translated():
+        with self._mongo.translated(), self._mongo.patience(limit_s):
             cursor = self._jobs.find(query, dict.fromkeys(without, 0) or None, limit=limit)
             found = await (cursor.sort(list(sort)) if sort else cursor).to_list()
         return [plain(document) for document in found]
-
-    async def aggregate(self, stages: Sequence[Mapping[str, Any]], *, limit_s: float) -> list[Document]:
-        """Run an aggregation over the status documents."""
-        with self._mongo.translated(), self._mongo.patience(limit_s):
-            cursor = await self._jobs.aggregate(list(stages))
-            return [plain(document) for document in await cursor.to_list()]
 
     async def count(self, query: Document, *, limit_s: float) -> int:
         """Count status documents."""
         with self._mongo.translated(), self._mongo.patience(limit_s):
             return await self._jobs.count_documents(query)
+
+    async def queues(self, *, limit_s: float) -> list[str]:
+        """List the queues that there are statuses of."""
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            return [str(queue) for queue in await self._jobs.distinct("queue")]
 
     async def _divide(self, writes: Sequence[StatusWrite], done: Written) -> None:
         """Write a batch; if it is refused as a whole, find what is to blame by halves."""

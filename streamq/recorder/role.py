@@ -10,6 +10,8 @@ import random
 import signal
 from typing import TYPE_CHECKING
 
+import uvloop
+
 from streamq import logs, process
 from streamq.broker.inspection import Inspection
 from streamq.broker.outbox import Lag, Outbox, OutboxEntry
@@ -234,20 +236,17 @@ def main(settings: Settings, app_path: str | None = None) -> int:
     Args:
         settings: As loaded.
         app_path: Not needed, since records speak for themselves; all roles are started alike.
+
+    Raises:
+        ConfigurationError: History is switched off, or a server refuses us.
     """
     del app_path
     if not settings.history:
-        logs.event(
-            _log, logging.ERROR, "recorder.failed", "history is off (history = false): there is nothing to record"
-        )
-        return ConfigurationError.exit_code
+        raise ConfigurationError("history is off: there is nothing to record", hint="set STREAMQ_HISTORY=true")
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    try:
-        asyncio.run(_process(settings))
-    except StreamQError as error:
-        logs.event(_log, logging.ERROR, "recorder.failed", str(error), error=str(error), hint=error.hint)
-        return error.exit_code
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_process(settings))
     return 0
 
 

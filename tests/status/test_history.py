@@ -1,0 +1,95 @@
+"""Questions about jobs: right answers, and an index behind each of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from streamq.errors import HistoryUnavailable
+from streamq.history import History, status_of
+from streamq.mongo import Mongo, Statuses, StatusWrite
+
+NOW = datetime(2099, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def history(statuses):
+    """Store 40 jobs of 4 users, every fifth of them dead."""
+    writes = []
+    for number in range(40):
+        fields = {
+            "queue": "users", "handler": "refresh", "user": f"u{number % 4}", "attempt": 1,
+            "state": "dead" if number % 5 == 0 else "completed", "enqueued_at": NOW + timedelta(seconds=number),
+            "finished_at": NOW + timedelta(seconds=1000 - number), "result": number,
+        }  # fmt: skip
+        writes.append(StatusWrite(f"j{number:02}", number + 1, False, fields, []))
+    await statuses.write(writes)
+    return History(statuses)
+
+
+async def test_jobs_of_a_user_come_newest_first(history):
+    """The first one is what "what happened to user 1" asks for."""
+    found = await history.of_user("u1", limit=3)
+    assert [(job.id, job.user) for job in found] == [("j37", "u1"), ("j33", "u1"), ("j29", "u1")]
+    assert await history.of_user("nobody") == []
+    assert await history.of_user("$ne") == []
+
+
+async def test_recent_jobs_come_newest_first_and_without_their_results(history):
+    """A list of a hundred results could be a hundred megabytes."""
+    found = await history.recent(2)
+    assert [job.id for job in found] == ["j39", "j38"]
+    assert found[0].result is None
+    assert (await history.job("j39")).result == 39
+
+
+async def test_failed_jobs_come_by_their_end(history):
+    """The operator wants to know what failed just now, not what was enqueued last."""
+    assert [job.id for job in await history.failed(3)] == ["j00", "j05", "j10"]
+
+
+async def test_a_job_that_is_not_known_is_none(history):
+    """The API makes a 404 of it."""
+    assert await history.job("nobody") is None
+
+
+async def test_jobs_are_counted_by_queue_and_state_also_of_queues_nobody_asked_for(history):
+    """A queue that was renamed still has a past."""
+    counts = await history.counts(["other"])
+    assert counts["users"]["completed"] == 32
+    assert counts["users"]["dead"] == 8
+    assert set(counts["other"].values()) == {0}
+
+
+async def test_no_query_scans_the_collection(history, mongo):
+    """At five million jobs a scan takes seconds, and everybody waits."""
+    await mongo.database.command("profile", 2)
+    await history.of_user("u1")
+    await history.recent(10)
+    await history.failed(10)
+    await history.job("j01")
+    await history.counts(["users"])
+    await mongo.database.command("profile", 0)
+    profiled = await mongo.collection("system.profile").find({"ns": {"$regex": "job_status$"}}).to_list()
+    plans = [entry["planSummary"] for entry in profiled]
+    assert len(plans) >= 13
+    assert not [plan for plan in plans if "COLLSCAN" in plan or ("SCAN" not in plan and "IDHACK" not in plan)]
+    assert not [entry for entry in profiled if entry.get("hasSortStage")], "an index gives the order"
+    assert all(entry.get("docsExamined", 0) <= 11 for entry in profiled)
+
+
+async def test_without_mongodb_every_question_is_answered_with_unavailable(absent_server):
+    """Within the time that a person would wait."""
+    mongo = Mongo("mongodb://127.0.0.1:9")
+    history = History(Statuses(mongo))
+    with pytest.raises(HistoryUnavailable, match="cannot reach MongoDB at"):
+        await history.recent(1)
+    await mongo.close()
+
+
+def test_a_document_of_a_later_version_is_read_all_the_same():
+    """A rollback must not turn the API blind."""
+    status = status_of({"_id": "a", "state": "queued", "invented_later": 1})
+    assert (status.id, status.state, status.is_live) == ("a", "queued", True)
+    assert status_of({"_id": 7}).state == ""
