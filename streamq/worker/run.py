@@ -31,11 +31,12 @@ from streamq.job import (
     Snooze,
     Snoozed,
 )
+from streamq.worker.threads import JobInterrupted
 
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
 
-__all__ = ["PARK_MS", "RunningJob", "Stop", "run", "verdict"]
+__all__ = ["PARK_MS", "RunningJob", "Stop", "interrupted", "run", "verdict"]
 
 PARK_MS = 5_000
 """A job that this worker cannot run waits that long, and is offered to all workers again."""
@@ -59,7 +60,19 @@ class RunningJob:
     """A job while it runs here."""
 
     __slots__ = (
-        "begun_at", "begun_ms", "call", "delivery", "ended_at", "envelope", "renewed_at", "spec", "stop", "stop_reason", "task",
+        "begun_at",
+        "begun_ms",
+        "call",
+        "delivery",
+        "ended_at",
+        "envelope",
+        "is_stuck",
+        "renewed_at",
+        "spec",
+        "stop",
+        "stop_reason",
+        "stopped_at",
+        "task",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +89,8 @@ class RunningJob:
         self.task: Task[None] | None = None
         self.stop: Stop | None = None
         self.stop_reason = ""
+        self.stopped_at = 0.0
+        self.is_stuck = False
 
     @property
     def max_attempts(self) -> int:
@@ -93,8 +108,13 @@ async def run(job: RunningJob) -> Outcome:
 
 def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:
     """Tell what an interrupted job came to, if it was we who interrupted it."""
-    if job.stop is None or not isinstance(error, CancelledError):
+    if job.stop is None or not isinstance(error, CancelledError | JobInterrupted):
         return None
+    return interrupted(job)
+
+
+def interrupted(job: RunningJob) -> Outcome:
+    """Tell what a job comes to that was told to stop."""
     match job.stop:
         case Stop.TIMEOUT:
             limit_s = job.spec.timeout_ms / 1000
@@ -104,7 +124,7 @@ def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:
             return Cancelled(job.stop_reason)
         case Stop.LEASE_LOST:
             return Dropped()
-        case Stop.SHUTDOWN:
+        case Stop.SHUTDOWN | None:
             return Released()
 
 

@@ -21,7 +21,7 @@ from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import ParentLink
 from streamq.worker.pump import Pump
-from streamq.worker.run import Stop
+from streamq.worker.run import RunningJob, Stop
 from streamq.worker.slots import Slots
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._forced = asyncio.Event()
         self._ticked_at = time.monotonic()
+        self._has_stuck_jobs = False
         self._link: ParentLink | None = None
         self._unique = f"{self.name}.{secrets.token_hex(4)}"
         self.slots: Slots | None = None
@@ -95,6 +96,7 @@ class Worker:
         self.slots = slots = Slots(self.settings, self.app.registry, self._threads)
         slots.on_control = self._control
         slots.on_rename = self._renamed
+        slots.on_stuck = self._recycle
         slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
         pulse = None if self._link.present else self._pulse(slots)
@@ -117,6 +119,10 @@ class Worker:
             await self._broker.close()
         outcomes: dict[str, Any] = dict(slots.counters)
         event(log, logging.INFO, "worker.stopped", worker=self.name, **outcomes)
+        if self._has_stuck_jobs:
+            # Their threads and tasks would hold up an orderly end for ever; everything is settled or handed back.
+            logging.shutdown()
+            os._exit(self.exit_code)
         return self.exit_code
 
     async def _check_server(self) -> None:
@@ -174,6 +180,15 @@ class Worker:
             silent_s = now - min(max(pump.last_good, began) for pump in slots.pumps)
             if silent_s > SILENCE_LIMIT_S and not self._draining.is_set():
                 self._give_up(silent_s)
+
+    def _recycle(self, job: RunningJob) -> None:
+        """A handler does not let go: show where it stands, finish the rest, and let a fresh process take over."""
+        event(
+            log, logging.ERROR, "job.stuck", job_id=job.delivery.id.decode(), handler=job.spec.name,
+            told_to_stop=str(job.stop),
+        )  # fmt: skip
+        self.dump()
+        self.drain()
 
     def _give_up(self, silent_s: float) -> None:
         event(
@@ -248,6 +263,9 @@ class Worker:
             event(log, logging.WARNING, "worker.interrupting", worker=self.name, running=slots.busy)
             slots.stop_all(Stop.SHUTDOWN)
             await asyncio.wait({idle}, timeout=_INTERRUPTED_S)
+        if not idle.done():
+            self._has_stuck_jobs = True
+            slots.give_up_stuck()
         idle.cancel()
         forced.cancel()
 

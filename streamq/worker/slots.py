@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.job import Delivery, Outcome, Retrying, Snoozed
 from streamq.logs import event
-from streamq.worker.run import RunningJob, Stop, run, verdict
+from streamq.worker.run import RunningJob, Stop, interrupted, run, verdict
 from streamq.worker.settle import settle
+from streamq.worker.threads import ThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +37,8 @@ _AHEAD_S = 0.02
 """Read ahead what will start within this time."""
 _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
+STUCK_S = 10.0
+"""A handler that was interrupted and has not ended after this long does not heed it."""
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES = ((1, 128), (2, 128), (3, 128))
@@ -56,6 +58,7 @@ class Slots:
         self.pumps: list[Pump] = []
         self.on_rename: Callable[[], None] = lambda: None
         self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
+        self.on_stuck: Callable[[RunningJob], None] = lambda _: None
         self._registry = registry
         self._threads = threads
         self._capacity = settings.worker_concurrency
@@ -209,11 +212,21 @@ class Slots:
             self._rate_from, self._rate_count = now, 0
 
     async def _call_thread(self, job: RunningJob) -> Any:
-        context = contextvars.copy_context()
-        envelope = job.envelope
-        return await self._loop.run_in_executor(
-            self._threads, lambda: context.run(job.spec.function, *envelope.args, **envelope.kwargs)
-        )
+        """Run a plain function in the pool.
+
+        A thread cannot be killed. Told to stop, it gets an exception at its next Python instruction, and the job has
+        not ended before the thread has: otherwise the same job could run twice at once.
+        """
+        call = ThreadCall(job.spec.function, job.envelope.args, job.envelope.kwargs)
+        future = self._loop.run_in_executor(self._threads, contextvars.copy_context().run, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            call.interrupt()
+            await asyncio.wait({future})
+            if not future.cancelled() and future.exception() is None:
+                return future.result()  # it was done before the exception reached it
+            raise
 
     # Ending.
 
@@ -254,16 +267,20 @@ class Slots:
     def stop_job(self, job: RunningJob, why: Stop, reason: str = "") -> None:
         """Interrupt a running job; what it comes to follows from why."""
         if job.stop is None and job.task is not None:
-            job.stop, job.stop_reason = why, reason
+            job.stop, job.stop_reason, job.stopped_at = why, reason, self._loop.time()
             job.task.cancel()
 
     def stop_overdue(self) -> None:
-        """Interrupt the jobs that run longer than their timeout."""
+        """Interrupt the jobs that run longer than their timeout; tell of those that do not let go."""
         now = self._loop.time()
         for job, _ in list(self.running.values()):
             limit_ms = job.spec.timeout_ms
-            if limit_ms and (now - job.begun_at) * 1000 > limit_ms:
-                self.stop_job(job, Stop.TIMEOUT)
+            if job.stop is None:
+                if limit_ms and (now - job.begun_at) * 1000 > limit_ms:
+                    self.stop_job(job, Stop.TIMEOUT)
+            elif not job.is_stuck and now - job.stopped_at > STUCK_S:
+                job.is_stuck = True
+                self.on_stuck(job)
 
     def stop_all(self, why: Stop) -> None:
         """Interrupt everything."""
@@ -331,6 +348,15 @@ class Slots:
         """How many jobs run."""
         return len(self.running)
 
+    def give_up_stuck(self) -> int:
+        """Settle the overdue jobs that do not let go, because this process is about to end and they with it."""
+        stuck = [(job, pump) for job, pump in self.running.values() if job.stop is Stop.TIMEOUT]
+        for job, pump in stuck:
+            job.ended_at = self._loop.time()
+            self._end(job.delivery, pump, interrupted(job), job)
+            self.running.pop(job.delivery.id, None)
+        return len(stuck)
+
     async def idle(self) -> None:
         """Wait until nothing runs."""
         while self._tasks:
@@ -345,8 +371,3 @@ class Slots:
 async def _call_async(job: RunningJob) -> Any:
     envelope = job.envelope
     return await job.spec.function(*envelope.args, **envelope.kwargs)
-
-
-def monotonic() -> float:
-    """Return the clock that threads and the loop agree on."""
-    return time.monotonic()

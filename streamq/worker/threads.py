@@ -1,0 +1,70 @@
+"""Plain functions in threads, and how to stop one."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["JobInterrupted", "ThreadCall"]
+
+
+class JobInterrupted(BaseException):
+    """Raised inside a plain handler that must stop: its time is up, or its job was cancelled or lost.
+
+    It is no `Exception`, so that a handler which catches those lets it pass.
+    """
+
+
+class ThreadCall:
+    """One call of a plain function, in whatever thread it comes to run."""
+
+    def __init__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._function = function
+        self._args = args
+        self._kwargs = kwargs
+        self._lock = threading.Lock()
+        self._thread_id: int | None = None
+        self._interrupted = False
+
+    def __call__(self) -> Any:
+        """Run it, unless it was interrupted before it began."""
+        with self._lock:
+            if self._interrupted:
+                raise JobInterrupted
+            self._thread_id = threading.get_ident()
+        try:
+            return self._function(*self._args, **self._kwargs)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """End the call so that an interruption which comes just now hits neither the pool nor the next call."""
+        while True:
+            try:
+                with self._lock:
+                    thread_id, self._thread_id = self._thread_id, None
+                    if self._interrupted and thread_id is not None:
+                        _raise_in(thread_id, None)
+            except JobInterrupted:
+                continue
+            return
+
+    def interrupt(self) -> None:
+        """Raise `JobInterrupted` in it. A call into C code hears it when that returns."""
+        with self._lock:
+            self._interrupted = True
+            if self._thread_id is not None:
+                _raise_in(self._thread_id, JobInterrupted)
+
+
+def _raise_in(thread_id: int, kind: type[BaseException] | None) -> None:
+    """Have a thread raise an exception at its next instruction, or forget the one that waits.
+
+    See https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc.
+    """
+    what = ctypes.py_object(kind) if kind is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), what)
