@@ -19,7 +19,7 @@ import streamq
 from streamq.parent import Hooks, Output, Pace, Parent, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # A worker in small. It drains for as long as the file `hold` exists, and says what it does in files of its own name.
 SPEAKER = """
@@ -193,7 +193,7 @@ async def _end(running: Running) -> None:
 
 
 @pytest.fixture
-def notifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def notifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
     """Listen like systemd, and return all that was said to it, a line each."""
     import socket
 

@@ -116,7 +116,12 @@ async def test_ticks_go_on_until_they_are_cancelled(line, eventually):
     busy = itertools.count()
     ticks: list[dict] = []
     ticking = asyncio.ensure_future(link.keep_ticking(lambda: (next(busy), 5), 0.001))
-    await eventually(lambda: ticks.extend(heard(ours)) or len(ticks) > 3)
+
+    def are_many() -> bool:
+        ticks.extend(heard(ours))
+        return len(ticks) > 3
+
+    await eventually(are_many)
     ticking.cancel()
     assert ticks[:2] == [{"type": "tick", "busy": n, "slots": 5} for n in (0, 1)]
     link.close()

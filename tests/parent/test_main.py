@@ -71,7 +71,7 @@ def test_supervise_runs_the_roles_and_returns_the_exit_code(settings, tmp_path, 
 @pytest.mark.timeout(60)
 def test_main_runs_the_workers_of_an_application(settings, tmp_path, monkeypatch, capfd):
     """The way of `streamq worker -n 3`."""
-    monkeypatch.setattr(parent.sys, "executable", "/bin/echo")
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
     assert parent.main(settings, "shop:app", directory=tmp_path, once=True) == 0
     assert capfd.readouterr().out.count("-m streamq worker shop:app --no-parent --name worker.") == 3
 
