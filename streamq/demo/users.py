@@ -25,7 +25,7 @@ EVENTS_PER_PAGE = 3
 
 SLOW_EVERY, FLAKY_EVERY = 5, 100
 _SLOW_AT, _FLAKY_AT = 2, 3
-_LEAST_SLOW_PAGES, _MOST_SLOW_PAGES = 120, 1_000
+_LEAST_SLOW_PAGES, _MOST_SLOW_PAGES = 100, 1_000
 _TAIL = 2.2
 """Exponent of the Pareto distribution of slow users' pages: the smaller, the heavier the tail."""
 

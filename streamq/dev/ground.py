@@ -1,0 +1,127 @@
+"""What `streamq dev` stands on: one run at a time in a folder, servers, a port, and a token."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamq import embedded
+from streamq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from streamq.settings import Settings
+
+__all__ = ["Servers", "alone", "free_port", "servers", "token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where Redis and MongoDB are, and which of them are ours to stop."""
+
+    redis_url: str
+    mongodb_url: str
+    embedded: frozenset[str]
+    """Which of `redis` and `mongodb` come out of wheels."""
+    started: frozenset[str]
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Generator[None]:
+    """Let one `streamq dev` at a time use the folder: two would stop each other's servers.
+
+    Raises:
+        ConfigurationError: Another one runs there.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "dev.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigurationError(
+                f"another `streamq dev` runs in {directory.absolute().parent} (process {lock.read().strip() or 'unknown'})",
+                hint="stop it with Ctrl-C, or start this one in another folder",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def servers(settings: Settings, directory: Path) -> Generator[Servers]:
+    """Start what has no address in the settings, and stop at the end what was started here.
+
+    Servers that a killed `streamq dev` left behind count as started here; others that run already stay.
+
+    Raises:
+        ConfigurationError: A server could not be started; nothing was.
+    """
+    wanted = {name for name in ("redis", "mongodb") if settings.sources.get(f"{name}_url") == "default"}
+    if not wanted:
+        yield Servers(settings.redis_url, settings.mongodb_url, frozenset(), frozenset())
+        return
+    found = embedded.start(directory, redis="redis" in wanted, mongodb="mongodb" in wanted)
+    record = directory / "started-by-dev.json"
+    pids = {"redis": found.redis_pid, "mongodb": found.mongodb_pid}
+    started = found.started_here | {name for name, pid in _left_behind(record).items() if pid and pids.get(name) == pid}
+    try:
+        record.write_text(json.dumps({name: pids[name] for name in started}))
+        yield Servers(
+            found.redis_url or settings.redis_url, found.mongodb_url or settings.mongodb_url, frozenset(wanted), started
+        )
+    finally:
+        embedded.stop(directory, started)
+        record.unlink(missing_ok=True)
+
+
+def _left_behind(record: Path) -> dict[str, int]:
+    try:
+        left: dict[str, int] = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return left
+
+
+def free_port(host: str, port: int) -> int:
+    """Return the port if the API can listen on it, or for 0 one that is free.
+
+    Raises:
+        ConfigurationError: Another program has it, or we may not.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise ConfigurationError(
+                f"port {port} on {host} {why}",
+                hint="stop the program that has it, or choose another: --port 0 takes any",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def token(directory: Path) -> str:
+    """Return the API token of this folder; made once, and readable by its user only."""
+    path = directory / "api-token"
+    with contextlib.suppress(FileNotFoundError):
+        if known := path.read_text().strip():
+            path.chmod(0o600)
+            return known
+        path.unlink()
+    made = secrets.token_urlsafe(24)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(made + "\n")
+    return made
