@@ -13,13 +13,17 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamq.app import StreamQ
 from streamq.errors import ConfigurationError, StreamQError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["check_app_path", "load_app"]
+    from streamq.settings import Settings
+
+__all__ = ["check_app_path", "load_app", "with_queues_of"]
 
 _APP_PATH = re.compile(r"(?P<module>\w+(\.\w+)*)(:(?P<attribute>\w+(\.\w+)*))?")
 
@@ -42,6 +46,14 @@ def load_app(path: str) -> StreamQ:
         sys.path.insert(0, here)
     module = _imported(parts["module"])
     return _attribute(module, parts["attribute"]) if parts["attribute"] else _only_app(module)
+
+
+def with_queues_of(settings: Settings, app: StreamQ) -> Settings:
+    """Put all queues of the application into the settings, unless somebody has said which."""
+    queues = tuple(sorted({spec.queue for spec in app.registry}))
+    if not queues or settings.sources.get("queues", "default") != "default":
+        return settings
+    return msgspec.structs.replace(settings, queues=queues)
 
 
 def check_app_path(path: str) -> re.Match[str]:

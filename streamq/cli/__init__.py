@@ -23,7 +23,9 @@ __all__ = ["COMMANDS", "main", "run"]
 
 COMMANDS = {
     "Run": {
+        "dev": Lazy("streamq.cli.roles:dev", "Run an application with everything it needs, on this machine."),
         "worker": Lazy("streamq.cli.roles:worker", "Run jobs, in as many worker processes as --instances says."),
+        "cron": Lazy("streamq.cli.roles:cron", "Fire schedules: each time, one job for every user."),
         "recorder": Lazy("streamq.cli.roles:recorder", "Bring the status of jobs from Redis to MongoDB."),
     },
     "Work": {
@@ -33,8 +35,8 @@ COMMANDS = {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),
         "queues": Lazy("streamq.cli.queues:queues", "See, pause and resume queues."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
-        "jobs": Lazy("streamq.cli.jobs:jobs", "See single jobs."),
-        "dead": Lazy("streamq.cli.jobs:dead", "See the jobs that will not be tried again."),
+        "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
+        "dead": Lazy("streamq.cli.jobs:dead", "See the jobs that will not be tried again, and try them again."),
     },
     "This machine": {
         "ps": Lazy("streamq.cli.machine:ps", "List the processes that the parent here runs."),

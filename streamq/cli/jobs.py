@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,13 +12,17 @@ from streamq.cli.options import output_options, setting_options
 from streamq.errors import JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from streamq.broker.inspection import DeadLetter, Located
+    from streamq.broker.orders import Cancelled
     from streamq.cli.output import Output
     from streamq.settings import Settings
 
 __all__ = ["dead", "jobs"]
+
+MOST_LETTERS = 10_000
+"""As many as a queue keeps, and more."""
 
 _COLUMNS = ["id", "queue", "handler", "user", "state", "attempt", "enqueued_at"]
 _DEAD_COLUMNS = ["id", "queue", "handler", "user", "attempt", "finished_at", "error"]
@@ -25,12 +30,12 @@ _DEAD_COLUMNS = ["id", "queue", "handler", "user", "attempt", "finished_at", "er
 
 @click.group()
 def jobs() -> None:
-    """See single jobs."""
+    """See and cancel single jobs."""
 
 
 @jobs.command()
 @click.argument("job_id")
-@setting_options("queues", "mongodb_database", "history", short=False)
+@setting_options("app", "queues", "mongodb_database", "history", short=False)
 @output_options
 def show(settings: Settings, job_id: str, out: Output) -> None:
     """Show a job, alive or ended. Exit 1 if nobody knows it."""
@@ -41,14 +46,14 @@ async def _found(settings: Settings, job_id: str) -> Mapping[str, Any]:
     from streamq.cli.servers import redis
 
     async with redis(settings) as server:
+        names = ", ".join(queue.name for queue in server.queues)
         for queue in server.queues:
             if place := await queue.view.locate(job_id):
                 return _described(queue.name, place)
     if settings.history and (document := await _remembered(settings, job_id)):
         return {"id": document.pop("_id")} | {name: document[name] for name in document if name != "version"}
     raise JobNotFound(
-        f"no job {job_id!r} is known, in {', '.join(settings.queues)}"
-        + (" or in the history" if settings.history else ""),
+        f"no job {job_id!r} is known, in {names}" + (" or in the history" if settings.history else ""),
         hint="--queue names another queue; the status of an ended job is forgotten after some days",
     )
 
@@ -63,9 +68,34 @@ async def _remembered(settings: Settings, job_id: str) -> dict[str, Any] | None:
         await mongo.close()
 
 
+@jobs.command()
+@click.argument("job_id")
+@click.option("--reason", default="", help="Why; it becomes part of the status.")
+@setting_options("app", "queues", "history", "outbox_max", short=False)
+@output_options
+def cancel(settings: Settings, job_id: str, reason: str, out: Output) -> None:
+    """Cancel a job that has not ended. One that runs is interrupted, and ends once its handler lets go."""
+    became = asyncio.run(_cancelled(settings, job_id, reason))
+    if out.as_json:
+        out.document({"id": job_id, "became": became})
+    else:
+        out.note(f"{job_id}: {'cancelled' if became == 'cancelled' else 'it runs; its worker was told'}")
+
+
+async def _cancelled(settings: Settings, job_id: str, reason: str) -> Cancelled:
+    from streamq.cli.servers import redis
+
+    async with redis(settings) as server:
+        for queue in server.queues:
+            with contextlib.suppress(JobNotFound):
+                return await queue.orders.cancel(job_id, reason=reason)
+        names = ", ".join(queue.name for queue in server.queues)
+    raise JobNotFound(f"no job {job_id!r} waits or runs in {names}", hint="--queue names another queue")
+
+
 @jobs.command("ls")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The most to list.")
-@setting_options("queues", short=False)
+@setting_options("app", "queues", short=False)
 @output_options
 def list_jobs(settings: Settings, limit: int, out: Output) -> None:
     """List the newest jobs that wait or run, newest first."""
@@ -108,13 +138,15 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
 
 @click.group()
 def dead() -> None:
-    """See the jobs that will not be tried again."""
+    """See the jobs that will not be tried again, and try them again."""
 
 
 @dead.command("ls")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most of each queue.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST_LETTERS), default=50, show_default=True, help="The most of each queue."
+)
 @click.option("--by-error", is_flag=True, help="One line for each kind of error, with how many there are.")
-@setting_options("queues", short=False)
+@setting_options("app", "queues", short=False)
 @output_options
 def list_dead(settings: Settings, limit: int, out: Output, *, by_error: bool) -> None:
     """List dead letters, newest first."""
@@ -132,10 +164,54 @@ async def _letters(settings: Settings, limit: int) -> list[dict[str, Any]]:
         return [_letter(queue.name, letter) for queue in server.queues for letter in await queue.view.dead(limit)]
 
 
+@dead.command()
+@click.argument("job_ids", nargs=-1, metavar="[JOB_ID]...")
+@click.option("--all", "all_of_them", is_flag=True, help="Every dead letter of these queues.")
+@click.option("--error", "fingerprint", help="Every one with this error: what dead ls --by-error -q prints.")
+@setting_options("app", "queues", short=False)
+@output_options
+def retry(
+    settings: Settings, job_ids: tuple[str, ...], fingerprint: str | None, out: Output, *, all_of_them: bool
+) -> int:
+    """Make jobs of dead letters again, with all their attempts.
+
+    They run with the code that the workers have now. Exit 1 if one of them could not be.
+    """
+    if [bool(job_ids), all_of_them, fingerprint is not None].count(True) != 1:
+        raise click.UsageError("name jobs, or an --error, or say --all")
+
+    def is_wanted(letter: dict[str, Any]) -> bool:
+        return all_of_them or letter["id"] in job_ids or letter["fingerprint"] == fingerprint
+
+    results = asyncio.run(_retried(settings, is_wanted))
+    missing = sorted(set(job_ids) - {result["id"] for result in results})
+    results += [{"id": job_id, "queue": None, "became": "gone", "held_by": None} for job_id in missing]
+    out.rows(results, ["id", "queue", "became", "held_by"], id_of="id")
+    return 0 if all(result["became"] == "replayed" for result in results) else 1
+
+
+async def _retried(settings: Settings, is_wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    from streamq.cli.servers import redis
+
+    results: list[dict[str, Any]] = []
+    async with redis(settings) as server:
+        for queue in server.queues:
+            for letter in await queue.view.dead(MOST_LETTERS):
+                told = _letter(queue.name, letter)
+                if is_wanted(told):
+                    lane = told["lane"]
+                    became, holder = await queue.orders.replay(letter.id.decode(), letter.job_id, letter.envelope, lane)
+                    results.append(
+                        {"id": letter.job_id, "queue": queue.name, "became": became, "held_by": holder or None}
+                    )
+    return results
+
+
 def _letter(queue: str, letter: DeadLetter) -> dict[str, Any]:
     import msgspec
 
     from streamq.clock import from_ms
+    from streamq.keys import LANES
     from streamq.recorder.documents import Record
 
     record = msgspec.json.decode(letter.record, type=Record)
@@ -145,6 +221,7 @@ def _letter(queue: str, letter: DeadLetter) -> dict[str, Any]:
         "queue": queue,
         "handler": record.handler,
         "user": record.user,
+        "lane": record.lane if record.lane in LANES else "normal",
         "attempt": record.attempt,
         "finished_at": from_ms(record.finished_ms),
         "error": f"{error.type}: {error.message}" if error else None,

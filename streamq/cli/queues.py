@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,6 @@ from streamq.errors import BadInput
 
 if TYPE_CHECKING:
     from streamq.broker.inspection import Counts, WorkerSeen
-    from streamq.broker.orders import WorkerOrder
     from streamq.cli.output import Output
     from streamq.cli.servers import Queue
     from streamq.settings import Settings
@@ -33,7 +32,7 @@ def queues() -> None:
 
 
 @queues.command("ls")
-@setting_options("queues", "dead_after_ms", short=False)
+@setting_options("app", "queues", "dead_after_ms", short=False)
 @output_options
 def list_queues(settings: Settings, out: Output) -> None:
     """List the queues and what they hold."""
@@ -78,7 +77,8 @@ def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output)
     """
 
     async def order(each: Queue) -> None:
-        await each.orders.pause(reason=reason, by=getpass.getuser(), for_ms=for_ms)
+        until_ms = (await each.view.counts()).now_ms + for_ms if for_ms else 0
+        await each.orders.pause(reason=reason, by=getpass.getuser(), until_ms=until_ms)
 
     asyncio.run(_order(settings, queue, order))
     _tell(out, {"queue": queue, "state": "paused"}, f"{queue}: paused; streamq queues resume {queue} ends it")
@@ -104,7 +104,8 @@ async def _order(settings: Settings, name: str, order: Any) -> Any:
 
     from streamq.cli.servers import redis
 
-    async with redis(msgspec.structs.replace(settings, queues=(name,))) as server:
+    told = {**settings.sources, "queues": "the command"}
+    async with redis(msgspec.structs.replace(settings, queues=(name,), sources=told)) as server:
         return await order(server.queues[0])
 
 
@@ -121,7 +122,7 @@ def workers() -> None:
 
 
 @workers.command("ls")
-@setting_options("queues", "dead_after_ms", short=False)
+@setting_options("app", "queues", "dead_after_ms", short=False)
 @output_options
 def list_workers(settings: Settings, out: Output) -> None:
     """List the workers of all machines."""
@@ -169,17 +170,16 @@ def _add_order(name: str, help_text: str) -> None:
     @workers.command(name, help=help_text)
     @click.argument("worker", required=False)
     @click.option("--all", "to_all", is_flag=True, help="Every worker of these queues.")
-    @setting_options("queues", short=False)
+    @setting_options("app", "queues", short=False)
     @output_options
     def order(settings: Settings, worker: str | None, out: Output, *, to_all: bool) -> None:
         if (worker is None) is not to_all:
             raise click.UsageError("name one worker, or say --all")
-        asyncio.run(_order_workers(settings, cast("WorkerOrder", name), worker))
+        asyncio.run(_order_workers(settings, name, worker))
         _tell(out, {"order": name, "worker": worker}, f"{worker or 'all workers'}: told to {name}")
 
 
-async def _order_workers(settings: Settings, order: WorkerOrder, worker: str | None) -> None:
-    from streamq.broker.orders import EVERYONE
+async def _order_workers(settings: Settings, order: str, worker: str | None) -> None:
     from streamq.cli.servers import redis
 
     async with redis(settings) as server:
@@ -189,9 +189,9 @@ async def _order_workers(settings: Settings, order: WorkerOrder, worker: str | N
             raise BadInput(f"no worker is named {worker!r}", hint=f"known: {', '.join(known) or 'none, none runs'}")
         for queue in server.queues:
             if worker is None:
-                await queue.orders.tell(order, EVERYONE)
+                await queue.orders.tell(order)
             elif worker in names[queue]:
-                await queue.orders.tell(order, worker)
+                await queue.orders.tell(order, to=worker)
                 return  # a worker of several queues reads the orders of each
 
 

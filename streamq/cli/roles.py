@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +11,11 @@ from streamq.cli.options import directory_option, setting_options
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from streamq.settings import Settings
 
-__all__ = ["recorder", "worker"]
+__all__ = ["cron", "dev", "recorder", "worker"]
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _LOGS = ("log_level", "log_format")
 
 
@@ -40,11 +40,12 @@ def worker(settings: Settings, name: str | None, directory: Path, *, no_parent: 
 
 def _one_worker(settings: Settings, name: str | None) -> int:
     from streamq import worker as role
-    from streamq.loading import load_app
+    from streamq.loading import load_app, with_queues_of
     from streamq.logs import configure
 
     configure(settings.log_level, settings.log_format)
-    return role.main(settings, load_app(settings.app), name=name)
+    app = load_app(settings.app)
+    return role.main(with_queues_of(settings, app), app, name=name)
 
 
 def _workers(settings: Settings, name: str | None, directory: Path) -> int:
@@ -56,14 +57,67 @@ def _workers(settings: Settings, name: str | None, directory: Path) -> int:
 
 
 @click.command()
-@setting_options("queues", *_LOGS)
+@setting_options("APP", "queues", "mongodb_database", "outbox_max", *_LOGS)
 def recorder(settings: Settings) -> int:
-    """Bring the status of jobs from Redis to MongoDB."""
+    """Bring the status of jobs from Redis to MongoDB.
+
+    With APP it works on all queues of the application, else on those of --queue.
+    """
     from streamq import recorder as role
+    from streamq.loading import load_app, with_queues_of
     from streamq.logs import configure
 
     if not settings.history:
         source = settings.sources["history"]
         raise ConfigurationError(f"history is off ({source}): there is nothing to record", hint="start no recorder")
     configure(settings.log_level, settings.log_format)
-    return role.main(settings)
+    return role.main(with_queues_of(settings, load_app(settings.app)) if settings.app else settings)
+
+
+@click.command()
+@setting_options("APP", *_LOGS)
+@click.option(
+    "--now", is_flag=True, help="Fire the current occurrence of each schedule, and end. A repeat adds nothing."
+)
+@click.option("--dry-run", is_flag=True, help="Count the users that --now would enqueue, and write nothing.")
+@click.option("--once", is_flag=True, help="Do what is due and what was missed, and end.")
+@click.option("--list", "is_list", is_flag=True, help="Print when each schedule fires next, and end.")
+@click.option(
+    "--next", "count", type=click.IntRange(1, 1000), default=5, show_default=True, help="With --list: how often."
+)
+@click.option("--schedule", metavar="NAME", help="Only this schedule.")
+def cron(settings: Settings, schedule: str | None, count: int, *, is_list: bool, **chosen: bool) -> int:
+    """Fire schedules: each time, one job for every user.
+
+    Any number may run; an occurrence is fired once. Exit 75 if --now was stopped before the end: run it again to go on.
+    """
+    from streamq import cron as role
+    from streamq.loading import check_app_path
+    from streamq.logs import configure
+
+    check_app_path(settings.app)
+    if [is_list, *chosen.values()].count(True) > 1:
+        raise click.UsageError("--now, --dry-run, --once and --list exclude each other")
+    configure(settings.log_level, settings.log_format)
+    return role.main(settings, settings.app, schedule=schedule, list_next=count if is_list else 0, **chosen)
+
+
+@click.command()
+@setting_options("worker_concurrency", "worker_instances", "queues", "api_host", "api_port", "api_token", *_LOGS)
+@click.argument("app", required=False)
+@click.option("--demo", is_flag=True, help="Run the example application, on users that are made up first.")
+@click.option("--users", type=click.IntRange(min=0), metavar="N", help="How many users the demo has.  [default: 1000]")
+@click.option("--users-from", type=_FILE, metavar="FILE", help="Their ids instead: CSV or NDJSON.")
+@click.option(
+    "--once", is_flag=True, help="Fire the schedule now, print the figures when every job has ended, and end."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON document.")
+@directory_option
+def dev(settings: Settings, app: str | None, **chosen: Any) -> int:
+    """Run an application with everything it needs, on this machine.
+
+    Starts Redis and MongoDB unless their addresses are set, workers, cron, recorder and API. Ctrl-C stops all of it.
+    """
+    from streamq import dev as stage
+
+    return stage.main(settings, app, **chosen)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamq.broker.inspection import Inspection
 from streamq.broker.orders import Orders
 from streamq.broker.server import Broker
+from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -41,12 +43,34 @@ async def redis(settings: Settings) -> AsyncGenerator[Redis]:
         BrokerUnavailable: It cannot be reached.
         ConfigurationError: It is too old, or would lose jobs.
     """
+    settings = _with_all_queues(settings)
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     wire = broker.wire()
     try:
         server = await broker.check()
         keys = {name: broker.partition(name).keys for name in settings.queues}
-        yield Redis(server, [Queue(name, Inspection(wire, each), Orders(wire, each)) for name, each in keys.items()])
+        outbox_max = settings.outbox_max if settings.history else 0
+        yield Redis(
+            server,
+            [
+                Queue(name, Inspection(wire, each), Orders(wire, each, outbox_max=outbox_max))
+                for name, each in keys.items()
+            ],
+        )
     finally:
         await wire.close()
         await broker.close()
+
+
+def _with_all_queues(settings: Settings) -> Settings:
+    """Look at every queue of the application, where one is set; a queue left out would look like all is well."""
+    if not settings.app or settings.sources.get("queues", "default") != "default":
+        return settings
+    from streamq.loading import load_app, with_queues_of
+
+    try:
+        return with_queues_of(settings, load_app(settings.app))
+    except StreamQError as error:
+        queues = ", ".join(settings.queues)
+        sys.stderr.write(f"warning: the queues of {settings.app} are not known, looking at {queues}: {error}\n")
+        return settings

@@ -26,7 +26,7 @@ _COLUMNS = ["queue", "waiting", "running", "scheduled", "dead", "oldest_wait_s",
 
 
 @click.command()
-@setting_options("queues", "dead_after_ms", "history", "mongodb_database", "allow_eviction", short=False)
+@setting_options("app", "queues", "dead_after_ms", "history", "mongodb_database", "allow_eviction", short=False)
 @output_options
 def status(settings: Settings, out: Output) -> int:
     """Say on one screen whether all is well.
@@ -93,7 +93,7 @@ class _Finding(NamedTuple):
 
 
 @click.command()
-@setting_options("queues", "dead_after_ms", "history", "mongodb_database", "outbox_max", short=False)
+@setting_options("app", "queues", "dead_after_ms", "history", "mongodb_database", "outbox_max", short=False)
 @output_options
 def doctor(settings: Settings, out: Output) -> int:
     """Check the servers and what runs on them, and say what to do.
