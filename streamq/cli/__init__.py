@@ -24,9 +24,11 @@ __all__ = ["COMMANDS", "main", "run"]
 COMMANDS = {
     "Run": {
         "dev": Lazy("streamq.cli.roles:dev", "Run an application with everything it needs, on this machine."),
+        "up": Lazy("streamq.cli.roles:up", "Run workers, cron, recorder and API under one parent."),
         "worker": Lazy("streamq.cli.roles:worker", "Run jobs, in as many worker processes as --instances says."),
         "cron": Lazy("streamq.cli.roles:cron", "Fire schedules: each time, one job for every user."),
         "recorder": Lazy("streamq.cli.roles:recorder", "Bring the status of jobs from Redis to MongoDB."),
+        "api": Lazy("streamq.cli.roles:api", "Answer questions about jobs over HTTP."),
     },
     "Work": {
         "enqueue": Lazy("streamq.cli.enqueue:enqueue", "Enqueue a job of HANDLER."),

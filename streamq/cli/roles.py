@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from streamq.errors import ConfigurationError
 if TYPE_CHECKING:
     from streamq.settings import Settings
 
-__all__ = ["cron", "dev", "recorder", "worker"]
+__all__ = ["api", "cron", "dev", "recorder", "up", "worker"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LOGS = ("log_level", "log_format")
@@ -100,6 +101,48 @@ def cron(settings: Settings, schedule: str | None, count: int, *, is_list: bool,
         raise click.UsageError("--now, --dry-run, --once and --list exclude each other")
     configure(settings.log_level, settings.log_format)
     return role.main(settings, settings.app, schedule=schedule, list_next=count if is_list else 0, **chosen)
+
+
+@click.command()
+@setting_options("APP", "queues", "mongodb_database", "history", "api_host", "api_port", "api_token", *_LOGS)
+def api(settings: Settings) -> int:
+    """Answer questions about jobs over HTTP.
+
+    With APP it knows all queues of the application, else those of --queue.
+    """
+    from streamq import api as role
+    from streamq.loading import load_app, with_queues_of
+    from streamq.logs import configure
+
+    configure(settings.log_level, settings.log_format)
+    return role.main(with_queues_of(settings, load_app(settings.app)) if settings.app else settings)
+
+
+@click.command()
+@setting_options(
+    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", "api_host", "api_port", "api_token", *_LOGS
+)
+@directory_option
+def up(settings: Settings, directory: Path) -> int:
+    """Run workers, cron, recorder and API under one parent.
+
+    The servers are those of the settings. streamq ps, scale, logs, restart and down speak to the parent.
+    """
+    from streamq import parent
+    from streamq.loading import check_app_path
+
+    check_app_path(settings.app)
+    environment = parent.child_environment(settings)
+
+    def role(name: str, *, overlap: bool = True) -> parent.Role:
+        return parent.Role(
+            name, [sys.executable, "-m", "streamq", name, settings.app], env=environment, overlap=overlap
+        )
+
+    roles = [parent.worker_role(settings, settings.app), role("cron"), role("api", overlap=False)]
+    if settings.history:
+        roles.append(role("recorder"))
+    return parent.supervise(roles, settings, directory=directory)
 
 
 @click.command()
