@@ -50,9 +50,9 @@ def main(  # noqa: PLR0913 - the options of the command, one by one
 
     Raises:
         BadInput: The users cannot be used; nothing was started.
-        ConfigurationError: Arguments contradict each other, the port is in use, or a server is not what streamq needs;
+        ConfigurationError: Arguments contradict each other, or a server is not what streamq needs;
             what was started is stopped again.
-        Unavailable: A server that the settings name cannot be reached.
+        Unavailable: The port is in use, or a server that the settings name cannot be reached.
     """
     plan = Plan(
         settings,

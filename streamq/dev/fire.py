@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from streamq.cron.fanout import FanOut
 from streamq.cron.occurrence import Occurrence, checked
@@ -70,9 +70,10 @@ async def fire(entry: CronEntry, settings: Settings) -> Fired:
     return Fired(occurrence.name, tuple(users), state.duplicates, state.refused)
 
 
-def _ids(page: Any) -> list[object]:
+def _ids(page: Any) -> list[Any]:
     """Return who is on a page, if it is one; the fan-out complains of one that is not."""
-    if not isinstance(page, tuple):
-        return []
-    pair = cast("tuple[Any, ...]", page)
-    return cast("list[object]", pair[0]) if pair and isinstance(pair[0], list) else []
+    match page:
+        case (list(), _):
+            return [*page[0]]
+        case _:
+            return []

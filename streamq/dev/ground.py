@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import secrets
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,20 +95,13 @@ def free_port(host: str, port: int) -> int:
     """Return the port if the API can listen on it, or for 0 one that is free.
 
     Raises:
-        ConfigurationError: Another program has it, or we may not.
+        Unavailable: Another program has it.
+        ConfigurationError: We may not use it, or the host is none of this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-            raise ConfigurationError(
-                f"port {port} on {host} {why}",
-                hint="stop the program that has it, or choose another: --port 0 takes any",
-            ) from error
-        return int(probe.getsockname()[1])
+    from streamq.api.role import listen  # costs the import of a web server
+
+    with listen(host, port) as listener:
+        return int(listener.getsockname()[1])
 
 
 def token(directory: Path) -> str:

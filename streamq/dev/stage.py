@@ -16,7 +16,7 @@ from streamq.dev.round import Round
 from streamq.dev.screen import Screen
 from streamq.errors import ConfigurationError
 from streamq.leases import guardian
-from streamq.loading import load_app
+from streamq.loading import load_app, with_queues_of
 from streamq.mongo import Mongo
 from streamq.parent import Hooks, Pace, Parent
 
@@ -70,17 +70,14 @@ def _entry(plan: Plan, app: StreamQ) -> CronEntry:
 
 def _completed(plan: Plan, app: StreamQ, servers: Servers, port: int) -> Settings:
     """Return the settings with what was found or made: addresses, port, token, and the queues of the application."""
-    queues = tuple(sorted({spec.queue for spec in app.registry}))
-    if not queues or plan.settings.sources.get("queues", "default") != "default":
-        queues = plan.settings.queues
-    return msgspec.structs.replace(
+    completed = msgspec.structs.replace(
         plan.settings,
         redis_url=servers.redis_url,
         mongodb_url=servers.mongodb_url,
         api_port=port,
         api_token=plan.settings.api_token or ground.token(plan.directory),
-        queues=queues,
     )
+    return with_queues_of(completed, app)
 
 
 class _Signals:
