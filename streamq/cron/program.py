@@ -1,0 +1,257 @@
+"""What `streamq cron` does: run the role, fire by hand, or tell when schedules fire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import uvloop
+from rich.console import Console
+from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from streamq.app import StreamQ
+from streamq.broker.fanout import FanOutState
+from streamq.clock import from_ms
+from streamq.cron.fanout import Desk, FanOut
+from streamq.cron.minder import Minder, tell_finished
+from streamq.cron.pages import MOST_USERS, PageFailed, Pages
+from streamq.cron.patience import Stopped
+from streamq.cron.service import desks, run, wanted_schedules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.settings import Settings
+
+__all__ = ["Fired", "fire_now", "main"]
+
+T = TypeVar("T")
+
+_UNFINISHED = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What firing a schedule by hand came to."""
+
+    occurrence: Occurrence
+    state: FanOutState
+    """For all processes that worked on it; `end` is empty if it is not finished."""
+    was_finished: bool
+    """Whether it was finished before, so that nothing was added now."""
+    added_here: int
+
+    def __str__(self) -> str:
+        state = self.state
+        counts = f"{state.added} added, {state.duplicates} duplicates, {state.present} already present"
+        if state.refused:
+            counts += f", {state.refused} refused"
+        if self.was_finished:
+            return f"{self.occurrence}: nothing added, it was {state.end} at {from_ms(state.at_ms):%H:%M:%S} UTC ({counts})"
+        if not state.end:
+            return f"{self.occurrence}: stopped after {state.users} users ({counts}); run it again to go on"
+        return f"{self.occurrence}: {counts}"
+
+
+def main(  # noqa: PLR0913 - the command line's options
+    settings: Settings,
+    app: StreamQ | str,
+    *,
+    now: bool = False,
+    schedule: str | None = None,
+    list_next: int = 0,
+    dry_run: bool = False,
+    once: bool = False,
+) -> int:
+    """Run `streamq cron` and return its exit code.
+
+    Args:
+        settings: Where Redis is, and how much a queue may hold.
+        app: The application, or its `module:attribute`.
+        now: Fire the current occurrence of each schedule, print what became of it, and end.
+        schedule: With `now`, `once` or `list_next`: only this schedule.
+        list_next: Print so many next fire times of each schedule, and end.
+        dry_run: With `now`: read the pages and count the users, and write nothing.
+        once: Do what is due and what was missed, and end.
+
+    Raises:
+        StreamQError: What the command line reports with its `exit_code`.
+    """
+    application = _application(app)
+    if list_next:
+        return _list(application, schedule, list_next)
+    if dry_run:
+        return _run(lambda stop: _count(settings, application, stop, schedule))
+    if now:
+        return _run(lambda stop: _fire(settings, application, stop, schedule))
+    if once:
+        return _run(lambda stop: _once(settings, application, stop, schedule))
+    return _run(lambda stop: _serve(settings, application, stop))
+
+
+def _application(app: StreamQ | str) -> StreamQ:
+    if isinstance(app, StreamQ):
+        return app
+    from streamq.loading import load_app  # only a path needs it
+
+    return load_app(app)
+
+
+def _run(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    """Run with the first TERM or INT as an orderly stop; a second INT ends the process as usual."""
+
+    async def guarded() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, loop, stop)
+        return await work(stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(guarded())
+
+
+def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    stop.set()
+    loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _serve(settings: Settings, app: StreamQ, stop: asyncio.Event) -> int:
+    await run(settings, app, stop)
+    return 0
+
+
+async def _once(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
+    schedules = wanted_schedules(app, name)
+    with contextlib.suppress(Stopped):
+        async with desks(settings, stop) as bureau:
+            for schedule in schedules:
+                await Minder(schedule, bureau.desk(schedule.entry.handler.queue)).check()
+    return 0
+
+
+async def fire_now(
+    settings: Settings,
+    app: StreamQ,
+    *,
+    schedule: str | None = None,
+    stop: asyncio.Event | None = None,
+    on_progress: Callable[[Occurrence, FanOutState], object] | None = None,
+) -> list[Fired]:
+    """Fire the current occurrence of each schedule, or of one, now. One that is finished is left as it is.
+
+    Args:
+        settings: Where Redis is, and how much a queue may hold.
+        app: The application.
+        schedule: The name of the only schedule to fire.
+        stop: Set to stop at the next call; what is left is gone on with when it is fired again.
+        on_progress: Told of each occurrence after each call.
+
+    Raises:
+        ConfigurationError: There is no such schedule, or one of them, or Redis, cannot be used.
+        PageFailed: A page function failed. What was enqueued before stays; firing again goes on from there.
+    """
+    stopping = stop or asyncio.Event()
+    fired: list[Fired] = []
+    schedules = wanted_schedules(app, schedule)
+    with contextlib.suppress(Stopped):
+        async with desks(settings, stopping) as bureau:
+            for wanted in schedules:
+                desk = bureau.desk(wanted.entry.handler.queue)
+                await desk.patience.call(desk.observe)
+                fired.append(await _fire_one(wanted, desk, on_progress))
+    return fired
+
+
+async def _fire_one(
+    schedule: Schedule, desk: Desk, on_progress: Callable[[Occurrence, FanOutState], object] | None
+) -> Fired:
+    occurrence = schedule.latest(desk.now_ms())[-1]
+    fanout = FanOut(
+        schedule, occurrence, desk, on_progress=(lambda state: on_progress(occurrence, state)) if on_progress else None
+    )
+    state = await fanout.run()
+    if state.end and not fanout.was_finished:
+        tell_finished(occurrence, state)
+    return Fired(occurrence, state, fanout.was_finished, fanout.added_here)
+
+
+async def _fire(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
+    with _bar() as show:
+        fired = await fire_now(settings, app, schedule=name, stop=stop, on_progress=show)
+    for one in fired:
+        _print(str(one))
+    if stop.is_set() or not all(one.state.end for one in fired):
+        return _UNFINISHED
+    return PageFailed.exit_code if any(one.state.refused for one in fired) else 0
+
+
+@contextlib.contextmanager
+def _bar() -> Any:
+    """Show on a terminal how many users are enqueued; elsewhere nothing."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        line = bar.add_task("waiting for Redis", total=None)
+
+        def show(occurrence: Occurrence, state: FanOutState) -> None:
+            spent_s = max((state.at_ms - state.begun_ms) / 1000, 0.001)
+            bar.update(line, description=f"{occurrence}: {state.users:,} users, {state.users / spent_s:,.0f} a second")
+
+        yield show
+
+
+async def _count(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
+    """Read every page of the current occurrence of each schedule, and write nothing."""
+    schedules = wanted_schedules(app, name)
+    try:
+        async with desks(settings, stop) as bureau:
+            for schedule in schedules:
+                desk = bureau.desk(schedule.entry.handler.queue)
+                await desk.patience.call(desk.observe)
+                occurrence = schedule.latest(desk.now_ms())[-1]
+                users, pages = await _counted(schedule, occurrence, desk)
+                _print(f"{occurrence}: would enqueue {users} users in {pages} pages (dry run)")
+    except Stopped:
+        return _UNFINISHED
+    return 0
+
+
+async def _counted(schedule: Schedule, occurrence: Occurrence, desk: Desk) -> tuple[int, int]:
+    # With pages that are never too large for a call, none is stored.
+    pages = Pages(schedule, occurrence, desk.fanouts, desk.patience, largest=MOST_USERS)
+    state, users = FanOutState(), 0
+    try:
+        while not state.is_at_end:
+            page, _ = await pages.at(state)
+            users += len(page.users)
+            anchor = pages.check_following(state, page)
+            state = FanOutState(cursor=page.following, pages=state.pages + 1, anchor=anchor)
+    finally:
+        await pages.close()
+    return users, state.pages
+
+
+def _list(app: StreamQ, name: str | None, count: int, out: TextIO | None = None) -> int:
+    for schedule in wanted_schedules(app, name):
+        expression = schedule.expression
+        _print(f"{schedule.name}  {expression.text}  {expression.timezone}  ->  {schedule.entry.handler.name}", out)
+        for fire in islice(expression.after(datetime.now(UTC)), count):
+            local = fire.astimezone(expression.zone)
+            beside = "" if expression.timezone == "UTC" else f"  {local:%a %Y-%m-%d %H:%M %Z}"
+            _print(f"  {fire:%a %Y-%m-%d %H:%M} UTC{beside}", out)
+    return 0
+
+
+def _print(text: str, out: TextIO | None = None) -> None:
+    (out or sys.stdout).write(text + "\n")
