@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import math
 import os
 import secrets
 import signal
@@ -19,7 +20,7 @@ from streamq.broker.server import Broker
 from streamq.errors import BrokerUnavailable
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
-from streamq.parentlink import ParentLink
+from streamq.parentlink import SAME_ORDER_S, ParentLink
 from streamq.worker.pump import Pump
 from streamq.worker.run import RunningJob, Stop
 from streamq.worker.slots import Slots
@@ -38,8 +39,8 @@ SILENCE_LIMIT_S = 30.0
 """Without a good round trip for this long a worker says so, and ends for its supervisor to start a fresh one."""
 
 _SWEEP_PERIOD_S = 0.1
-_INTERRUPTED_S = 5.0
-"""How long jobs that were interrupted may take to end."""
+_INTERRUPTED_S = 2.0
+"""How long jobs that were interrupted may take to end; a parent kills later than this."""
 EXIT_FORCED = 130
 EXIT_SILENT = 70
 
@@ -63,20 +64,29 @@ class Worker:
         self._forced = asyncio.Event()
         self._ticked_at = time.monotonic()
         self._has_stuck_jobs = False
+        self._pulse: Pulse | None = None
+        self._told_at = -math.inf
         self._link: ParentLink | None = None
         self._unique = f"{self.name}.{secrets.token_hex(4)}"
         self.slots: Slots | None = None
 
     # From outside.
 
-    @property
-    def is_draining(self) -> bool:
-        """Whether it was told to stop."""
-        return self._draining.is_set()
-
     def drain(self) -> None:
         """Start nothing new, let running jobs end, then stop."""
         self._draining.set()
+
+    def told_to_stop(self) -> None:
+        """Drain at the first TERM or INT, force at the second.
+
+        With a parent the same order may come twice, once to the whole group and once passed on; it counts as one.
+        """
+        now = time.monotonic()
+        is_same_order = self._link is not None and self._link.present and now - self._told_at < SAME_ORDER_S
+        if self._told_at > -math.inf and not is_same_order:
+            self.force()
+        self._told_at = now if self._told_at == -math.inf else self._told_at
+        self.drain()
 
     def force(self) -> None:
         """Stop now: interrupt running jobs and hand them back."""
@@ -99,7 +109,8 @@ class Worker:
         slots.on_stuck = self._recycle
         slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
-        pulse = None if self._link.present else self._pulse(slots)
+        if not self._link.present:
+            self._beat_alone(slots)
         try:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [
@@ -113,8 +124,8 @@ class Worker:
                     helper.cancel()
             await self._leave(slots)
         finally:
-            if pulse is not None:
-                await asyncio.to_thread(pulse.stop)
+            if self._pulse is not None:
+                await asyncio.to_thread(self._pulse.stop)
             self._threads.shutdown(wait=False, cancel_futures=True)
             await self._broker.close()
         outcomes: dict[str, Any] = dict(slots.counters)
@@ -139,14 +150,14 @@ class Worker:
                     event(log, logging.WARNING, "redis.warning", warning)
                 return
 
-    def _pulse(self, slots: Slots) -> Pulse:
-        pulse = Pulse(
+    def _beat_alone(self, slots: Slots) -> None:
+        """Start to beat from here, because no parent does (any more): jobs that still run must stay this worker's."""
+        self._pulse = Pulse(
             self.settings,
             lambda: [pump.consumer for pump in slots.pumps if pump.consumer],
             lambda: self._ticked_at,
         )
-        pulse.start()
-        return pulse
+        self._pulse.start()
 
     def _renamed(self) -> None:
         slots = self.slots
@@ -163,6 +174,8 @@ class Worker:
             return
         await link.gone.wait()
         event(log, logging.WARNING, "worker.orphaned", "the parent is gone: draining")
+        if self.slots is not None:
+            self._beat_alone(self.slots)
         self.drain()
 
     async def _watch(self, slots: Slots) -> None:
@@ -295,18 +308,12 @@ async def _main(settings: Settings, app: StreamQ, name: str | None) -> int:
     worker = Worker(app, settings, name=name)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, _stop_signal, worker)
+        loop.add_signal_handler(signum, worker.told_to_stop)
     loop.add_signal_handler(signal.SIGTSTP, worker.quiet)
     loop.add_signal_handler(signal.SIGCONT, worker.resume)
     loop.add_signal_handler(signal.SIGUSR1, worker.dump)
+    # A blocked loop never gets to `dump`; this writes the stacks from inside the signal.
+    faulthandler.register(signal.SIGUSR1, chain=True)
     gc.collect()
     gc.freeze()
     return await worker.run()
-
-
-def _stop_signal(worker: Worker) -> None:
-    """Drain on the first TERM or INT, force on the second."""
-    if worker.is_draining:
-        worker.force()
-    else:
-        worker.drain()
