@@ -4,7 +4,7 @@
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, then, if the job has one, 12 its dedup key
 -- ARGV  1 job id, 2 the token that was seen, 3 record, 4 outbox_max (0: no outbox), 5 reason
 -- Returns 'CANCELLED'  it waited, and has ended
---         'ASKED'      it runs; its worker has been told
+--         'ASKED'      it runs; its worker has been told. One that was handed back runs nowhere: it waits
 --         'GONE'       no living job has this id
 --         'MOVED'      it is not where it was seen: look again
 local id, seen = ARGV[1], ARGV[2]
@@ -17,11 +17,13 @@ if token ~= 'z' then
   local entry = string.match(token, '^%d([%d%-]+)')
   local held = redis.pcall('XPENDING', lane, 'g', entry, entry, 1)
   if held.err and not string.find(held.err, 'NOGROUP', 1, true) then return held end
-  if not held.err and #held > 0 then
+  local holder = not held.err and held[1] and held[1][2]
+  if holder and holder ~= '@handback' then
     redis.call('XADD', KEYS[11], 'MAXLEN', '~', 1000, '*', 'do', 'cancel', 'job', id, 'why', ARGV[5])
     redis.call('XADD', KEYS[1], '*', 'w', '1')
     return 'ASKED'
   end
+  if holder then redis.call('XACK', lane, 'g', entry) end
   redis.call('XDEL', lane, entry)
 else
   redis.call('ZREM', KEYS[7], id)

@@ -1,0 +1,286 @@
+"""add: one call of a producer puts any number of jobs into a partition."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis.exceptions
+
+from streamq.broker.partition import BATCH, CallRepeated, NewJob, Report
+from streamq.broker.server import Broker
+from streamq.broker.wire import Fault, ServerRefused
+from streamq.errors import QueueFull
+from streamq.keys import LANES
+
+# ---- new jobs
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_job_goes_into_the_lane_that_it_names(board, lane):
+    """Priority and cost are decided by the producer."""
+    await board.add("a", lane=lane)
+    assert await board.lane(lane) == ["a"]
+    (entry,) = await board.redis.xrange(board.keys.lanes[LANES.index(lane)])
+    assert await board.token("a") == f"{LANES.index(lane) + 1}{entry[0]}"
+    assert entry[1] == {"j": "a", "d": "<a>"}
+
+
+async def test_new_jobs_need_no_results(board):
+    """Nearly every call: its reply is three short words."""
+    added = await board.add("a", "b", "c")
+    assert added.results == "nnn"
+    assert abs(added.server_ms - await board.now_ms()) < 5_000
+
+
+async def test_a_call_without_jobs_only_moves_the_number(board):
+    """So a fan-out stores that a page held nobody."""
+    await board.partition.add("p", 1, [], cursor="page 2")
+    with pytest.raises(CallRepeated) as repeated:
+        await board.partition.add("p", 1, [])
+    assert (repeated.value.last, repeated.value.cursor, repeated.value.results) == (1, "page 2", "")
+
+
+async def test_a_call_may_have_a_full_batch_and_no_more(board):
+    """The bound keeps one call from holding up the server."""
+    await board.add(*(f"j{number}" for number in range(BATCH)))
+    assert await board.redis.hlen(board.keys.index) == BATCH
+    before = await board.snapshot()
+    with pytest.raises(ServerRefused, match="add: 651 arguments are not 0 to 128 jobs"):
+        await board.add(*(f"k{number}" for number in range(BATCH + 1)))
+    assert await board.snapshot() == before
+
+
+async def test_arguments_that_are_no_whole_jobs_are_refused_before_anything_is_written(board):
+    """Redis rolls nothing back."""
+    keys = [*board.keys.lanes, board.keys.delayed, board.keys.payload, board.keys.index, board.keys.producers]
+    with pytest.raises(redis.exceptions.ResponseError, match="add: 8 arguments are not"):
+        await board.run("add", keys, "p", 1, 1000, "", 0, "0", "id", 2)
+    assert await board.snapshot() == {}
+
+
+# ---- known jobs and dedup keys
+
+
+async def test_a_living_job_is_present(board):
+    """The same id is one job."""
+    await board.add("a")
+    added = await board.add("a", "b")
+    assert added.results == ["p", "n"]
+    assert await board.lane() == ["a", "b"]
+
+
+async def test_the_same_id_twice_in_one_call_is_one_job(board):
+    """Nobody looks at a page of users for repeats."""
+    added = await board.add("a", "a")
+    assert added.results == ["n", "p"]
+    assert await board.lane() == ["a"]
+
+
+async def test_while_a_job_lives_its_dedup_key_leads_to_it(board):
+    """Enqueueing again returns the job that there is."""
+    await board.add("a", dedup="user:7")
+    added = await board.add("b", dedup="user:7")
+    assert added.results == ["da"]
+    assert await board.token("b") is None
+    assert await board.redis.get(board.keys.dedup("user:7")) == "a"
+
+
+async def test_a_dedup_key_counts_within_one_call_too(board):
+    """Both would look free if only the server's state were asked."""
+    added = await board.add("a", "b", dedup="user:7")
+    assert added.results == ["n", "da"]
+    assert await board.lane() == ["a"]
+
+
+async def test_a_delayed_job_holds_its_dedup_key(board):
+    """It lives, though no worker has seen it."""
+    await board.add("a", dedup="k", delay_ms=60_000)
+    assert (await board.add("b", dedup="k")).results == ["da"]
+
+
+async def test_the_key_of_a_job_that_no_longer_lives_is_taken_over(board):
+    """A holder that vanished must not block its key for ever."""
+    await board.redis.set(board.keys.dedup("k"), "ghost")
+    assert (await board.add("a", dedup="k")).results == "n"
+    assert await board.redis.get(board.keys.dedup("k")) == "a"
+
+
+async def test_within_its_window_a_dedup_key_is_held_by_a_job_that_has_ended(board):
+    """That is what a window is."""
+    await board.join("w1")
+    await board.add("a", dedup="k")
+    (delivery,) = await board.read("w1")
+    await board.settle("w1", delivery, dedups=[(b"a", "k", 60_000)])
+    assert (await board.add("b", dedup="k")).results == ["da"]
+    await board.redis.delete(board.keys.dedup("k"))
+    assert (await board.add("b", dedup="k")).results == "n"
+
+
+async def test_a_job_that_is_already_there_does_not_take_a_dedup_key(board):
+    """Nothing would free it."""
+    await board.add("a")
+    assert (await board.add("a", dedup="k")).results == ["p"]
+    assert await board.redis.exists(board.keys.dedup("k")) == 0
+
+
+@pytest.mark.parametrize("key", ["", "lane:normal", "index", "a:b", "a\nb", "{x}", "ключ", "delayed"])
+async def test_a_dedup_key_may_be_any_text(board, key):
+    """It stands behind a word of its own, so it can hit no structure."""
+    await board.add("a", dedup=key)
+    assert (await board.add("b", dedup=key)).results == ["da"]
+    assert await board.lane() == ["a"]
+
+
+# ---- delayed jobs
+
+
+async def test_a_delayed_job_waits_beside_the_lanes(board):
+    """No worker may see it before it is due."""
+    before_ms = await board.now_ms()
+    await board.add("a", lane="low", delay_ms=60_000)
+    due_ms = await board.redis.zscore(board.keys.delayed, "a")
+    assert before_ms + 60_000 <= due_ms <= await board.now_ms() + 60_000
+    digit, enqueued_ms, envelope = (await board.redis.hget(board.keys.payload, "a")).split("|")
+    assert (digit, envelope) == ("3", "<a>")
+    assert int(enqueued_ms) == due_ms - 60_000
+    assert await board.token("a") == "z"
+    assert await board.lane("low") == []
+
+
+async def test_an_earlier_due_time_wakes_a_blocked_reader(board):
+    """It sleeps until the due time that it knows."""
+    await board.add("a", delay_ms=60_000)
+    assert await board.markers() == 1
+    await board.add("b", delay_ms=90_000)
+    assert await board.markers() == 1
+    await board.add("c", delay_ms=30_000)
+    assert await board.markers() == 2
+
+
+async def test_a_delay_far_beyond_any_calendar_is_kept(board):
+    """timedelta.max is a legal delay."""
+    await board.join("w1")
+    await board.add("a", delay_ms=86_399_999_999_999_999_999)
+    assert await board.redis.zscore(board.keys.delayed, "a") == pytest.approx(8.64e19)
+    assert (await board.cycle("w1", 5)).deliveries == []
+    assert await board.token("a") == "z"
+
+
+# ---- numbered calls
+
+
+async def test_a_call_that_is_repeated_adds_nothing_and_returns_its_results(board):
+    """The reply to the first one was lost; the caller cannot know that it was accepted."""
+    await board.add("held", dedup="k")
+    jobs = [NewJob("a", 2, b"{}", 0, "k"), NewJob("b", 2, b"{}")]
+    await board.partition.add("p", 7, jobs, cursor="next|page")
+    before = await board.snapshot()
+    with pytest.raises(CallRepeated, match="call 7 was accepted already") as repeated:
+        await board.partition.add("p", 7, jobs)
+    assert (repeated.value.last, repeated.value.cursor, repeated.value.results) == (7, "next|page", "dheld\nn")
+    assert await board.snapshot() == before
+
+
+async def test_a_repeated_call_adds_nothing_even_when_its_jobs_have_ended_meanwhile(board):
+    """No trace of an ended job is left; the number alone tells."""
+    await board.join("w1")
+    jobs = [NewJob("a", 2, b"{}")]
+    await board.partition.add("p", 1, jobs)
+    (delivery,) = await board.read("w1")
+    await board.settle("w1", delivery)
+    assert await board.redis.hlen(board.keys.index) == 0
+    with pytest.raises(CallRepeated):
+        await board.partition.add("p", 1, jobs)
+    assert await board.lane() == []
+
+
+async def test_an_older_call_than_the_last_adds_nothing(board):
+    """It comes from a connection that was thought to be dead."""
+    await board.partition.add("p", 5, [])
+    with pytest.raises(CallRepeated) as repeated:
+        await board.partition.add("p", 4, [NewJob("a", 2, b"{}")])
+    assert repeated.value.last == 5
+    assert await board.token("a") is None
+
+
+async def test_numbers_of_one_producer_say_nothing_about_another(board):
+    """Each counts for itself."""
+    await board.partition.add("p", 5, [])
+    await board.partition.add("q", 1, [NewJob("a", 2, b"{}")])
+    assert await board.token("a")
+
+
+async def test_numbers_may_leap_unless_they_must_follow(board):
+    """A producer whose call was refused for good goes on with the next number."""
+    await board.partition.add("p", 3, [])
+    await board.partition.add("p", 9, [])
+    before = await board.snapshot()
+    with pytest.raises(ServerRefused, match="does not follow its last one, 9") as refusal:
+        await board.partition.add("p", 11, [NewJob("a", 2, b"{}")], in_order=True)
+    assert refusal.value.fault is Fault.EXIT
+    assert await board.snapshot() == before
+    await board.partition.add("p", 10, [], in_order=True)
+
+
+async def test_a_producer_that_nobody_has_seen_for_long_is_forgotten(board):
+    """Else the table of producers would grow with every process that ever enqueued."""
+    for number in range(6):
+        await board.partition.add(f"old{number}", 1, [], keep_ms=0)
+    await asyncio.sleep(0.005)
+    await board.partition.add("new1", 1, [])
+    assert await board.redis.hkeys(board.keys.producers) == ["new1"]
+
+
+async def test_a_producer_that_is_remembered_still_is_kept(board):
+    """Forgetting it would let its last call be repeated."""
+    for number in range(6):
+        await board.partition.add(f"p{number}", 1, [], keep_ms=60_000)
+    assert await board.redis.hlen(board.keys.producers) == 6
+
+
+# ---- limits
+
+
+async def test_a_queue_that_would_hold_more_than_it_may_is_full(board):
+    """All or nothing: the caller knows what to repeat."""
+    await board.add("a", "b")
+    before = await board.snapshot()
+    with pytest.raises(QueueFull, match=r"holds 2 jobs and may hold 3") as refusal:
+        await board.partition.add("p", 1, [NewJob("c", 2, b"{}"), NewJob("d", 2, b"{}")], max_depth=3)
+    assert refusal.value.hint == "add workers, or raise max_depth"
+    assert await board.snapshot() == before
+    await board.partition.add("p", 1, [NewJob("c", 2, b"{}")], max_depth=3)
+
+
+async def test_when_memory_is_full_a_producer_is_refused_and_workers_go_on(redis_server):
+    """Else a full queue could never be worked off."""
+    broker = Broker(redis_server.url)
+    partition = broker.partition("full")
+    try:
+        await partition.register("w1")
+        await partition.add("p", 1, [NewJob("a", 2, b"{}"), NewJob("b", 2, b"{}"), NewJob("c", 2, b"{}")])
+        await partition.wire.call("CONFIG", "SET", "maxmemory", 1)
+        with pytest.raises(QueueFull, match="out of memory") as refusal:
+            await partition.add("p", 2, [NewJob("d", 2, b"{}")])
+        assert refusal.value.hint == "raise maxmemory"
+
+        async def cycle(report, want):
+            return await partition.cycle(
+                "w1", report, want=want, reads=[(2, 10)], dead_after_ms=5000, control_cursor=b"0-0", limits=(10, 10),
+                now=0.0,
+            )  # fmt: skip
+
+        a, b, c = (await cycle(Report(), 3)).deliveries
+        ended, again = [a.token, a.id, b"{}"], [b.token, b.id, 1000, 2, b.enqueued_ms, b"{}", b"{}"]
+        assert (await cycle(Report(settled=ended, requeued=again), 0)).refused == []
+        assert await partition.sweep(2, lease_ms=60_000, cursor=b"0-0") == (b"0-0", 0, 0)
+        assert await partition.release("w1", [c]) == 1
+        assert await partition.beat(["w1"]) == []
+        assert await partition.strays("w1", []) == 0
+        assert await partition.renew("w1") == 0
+        await partition.leave("w1")
+        assert await partition.wire.call("HGETALL", partition.keys.index) == [b"b", b"z", b"c", c.token]
+    finally:
+        await partition.wire.close()
+        await broker.close()
