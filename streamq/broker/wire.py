@@ -10,12 +10,13 @@ See https://redis.io/docs/latest/develop/reference/protocol-spec/.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
-from redis.asyncio.connection import Connection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -67,6 +68,14 @@ FAULTS: dict[str, Fault] = {
     "WRONGTYPE": Fault.EXIT,
 }
 """The first word of an error reply, and what to do."""
+
+
+# A connection need not name its library: that is two more commands each time, and old servers refuse them.
+_NAMELESS: dict[str, None] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
 
 
 class ServerRefused(StreamQError):
@@ -283,6 +292,5 @@ def make_pool(url: str, *, connect_timeout_s: float = 5.0) -> ConnectionPool:
         socket_connect_timeout=connect_timeout_s,
         socket_keepalive=True,
         socket_read_size=262_144,
-        lib_name=None,
-        lib_version=None,
+        **_NAMELESS,
     )
