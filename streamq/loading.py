@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamq.settings import Settings
 
-__all__ = ["check_app_path", "load_app", "with_queues_of"]
+__all__ = ["check_app_path", "load_app", "load_with_settings", "with_queues_of"]
 
 _APP_PATH = re.compile(r"(?P<module>\w+(\.\w+)*)(:(?P<attribute>\w+(\.\w+)*))?")
 
@@ -46,6 +46,26 @@ def load_app(path: str) -> StreamQ:
         sys.path.insert(0, here)
     module = _imported(parts["module"])
     return _attribute(module, parts["attribute"]) if parts["attribute"] else _only_app(module)
+
+
+def load_with_settings(settings: Settings) -> tuple[StreamQ, Settings]:
+    """Import the application that the settings name, and settle with it what holds.
+
+    What was said on the command line wins over what the program says itself, as in `StreamQ(redis_url=...)`, and that
+    over the rest. Without a word about queues, all queues of the application are meant.
+
+    Returns:
+        The application, and the settings that it has from now on.
+
+    Raises:
+        ConfigurationError: As `load_app`.
+    """
+    app = load_app(settings.app)
+    told = {name: getattr(settings, name) for name, source in settings.sources.items() if source.startswith("--")}
+    sources = app.settings.sources | {name: settings.sources[name] for name in (*told, "app")}
+    changes = {**told, "app": settings.app, "sources": sources, "warnings": settings.warnings}
+    app.settings = with_queues_of(msgspec.structs.replace(app.settings, **changes), app)
+    return app, app.settings
 
 
 def with_queues_of(settings: Settings, app: StreamQ) -> Settings:

@@ -8,7 +8,8 @@ import textwrap
 import pytest
 
 from streamq.errors import ConfigurationError, StreamQError
-from streamq.loading import load_app
+from streamq.loading import load_app, load_with_settings
+from streamq.settings import load
 
 
 @pytest.fixture
@@ -146,3 +147,33 @@ def test_several_applications_must_be_told_apart(shop):
     """Choosing one would be a guess."""
     shop("b = StreamQ()\na = StreamQ()")
     assert refusal("shop") == ("module 'shop' holds several StreamQ objects: a, b", "say which, as in shop:a")
+
+
+def test_the_command_line_wins_over_the_program_and_that_over_the_environment(shop, monkeypatch):
+    """And the application knows what holds: what a handler enqueues goes to the same Redis."""
+    shop("app = StreamQ(redis_url='redis://program', worker_concurrency=7)")
+    monkeypatch.setenv("REDIS_URL", "redis://environment")
+    monkeypatch.setenv("WORKER_INSTANCES", "5")
+    app, settings = load_with_settings(load({"app": "shop", "worker_concurrency": 9}))
+    assert app.settings is settings
+    assert (settings.redis_url, settings.worker_concurrency, settings.worker_instances) == ("redis://program", 9, 5)
+    assert (settings.app, settings.sources["worker_concurrency"]) == ("shop", "--concurrency")
+
+
+def test_without_a_word_about_queues_all_those_of_the_application_are_meant(shop, monkeypatch):
+    """A worker that left one out would look healthy while its jobs wait."""
+    shop(
+        """
+        app = StreamQ()
+
+        @app.handler(queue="mail")
+        async def mail(): ...
+
+        @app.handler
+        async def other(): ...
+        """
+    )
+    assert load_with_settings(load({"app": "shop"}))[1].queues == ("default", "mail")
+    monkeypatch.setenv("STREAMQ_QUEUES", "mail")
+    del sys.modules["shop"]
+    assert load_with_settings(load({"app": "shop"}))[1].queues == ("mail",)

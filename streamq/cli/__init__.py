@@ -32,6 +32,7 @@ COMMANDS = {
     },
     "Work": {
         "enqueue": Lazy("streamq.cli.enqueue:enqueue", "Enqueue a job of HANDLER."),
+        "schedule": Lazy("streamq.cli.schedules:schedule", "See the schedules of an application, and fire one now."),
     },
     "Look and tell": {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),

@@ -58,9 +58,9 @@ def enqueue(
 
     For example: streamq enqueue refresh user_id=u42 limit:=10
     """
-    from streamq.loading import load_app
+    from streamq.loading import load_with_settings
 
-    app = load_app(settings.app)
+    app, _ = load_with_settings(settings)
     spec = app.registry.get(handler)
     given = {**_from_document(document), **dict(_argument(spec, text) for text in arguments)}
     chosen = {name: value for name, value in options.items() if value is not None}

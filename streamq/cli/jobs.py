@@ -46,7 +46,7 @@ async def _found(settings: Settings, job_id: str) -> Mapping[str, Any]:
     from streamq.cli.servers import redis
 
     async with redis(settings) as server:
-        names = ", ".join(queue.name for queue in server.queues)
+        names, settings = ", ".join(queue.name for queue in server.queues), server.settings
         for queue in server.queues:
             if place := await queue.view.locate(job_id):
                 return _described(queue.name, place)

@@ -10,6 +10,7 @@ import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from urllib.parse import unquote, urlsplit
 
 import click
 from msgspec import inspect
@@ -91,6 +92,9 @@ def _with_source(error: Unavailable, settings: Settings) -> Unavailable:
     if not isinstance(error, BrokerUnavailable | HistoryUnavailable):
         return error
     setting = "redis_url" if isinstance(error, BrokerUnavailable) else "mongodb_url"
+    host = urlsplit(str(getattr(settings, setting))).netloc.rpartition("@")[2]
+    if unquote(host) not in str(error):
+        return error  # the application has an address of its own
     source = settings.sources[setting]
     told = (
         f"no address was given: set {_variable(spec(setting))}" if source == "default" else f"the address is {source}"

@@ -68,7 +68,7 @@ def described_queue(name: str, counts: Counts, settings: Settings) -> dict[str, 
 @click.argument("queue")
 @click.option("--reason", default="", help="Why; everybody who looks at the queue reads it.")
 @click.option("--for", "for_ms", type=seconds, metavar="SECONDS", default="0", help="Resume by itself after that time.")
-@setting_options()
+@setting_options("app", short=False)
 @output_options
 def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output) -> None:
     """Give out no jobs of a queue. Jobs that run are finished, and new ones are accepted.
@@ -86,7 +86,7 @@ def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output)
 
 @queues.command()
 @click.argument("queue")
-@setting_options()
+@setting_options("app", short=False)
 @output_options
 def resume(settings: Settings, queue: str, out: Output) -> None:
     """Give out the jobs of a queue again."""
@@ -100,12 +100,9 @@ def resume(settings: Settings, queue: str, out: Output) -> None:
 
 async def _order(settings: Settings, name: str, order: Any) -> Any:
     """Carry out an order to one queue, whether or not the settings name it."""
-    import msgspec
-
     from streamq.cli.servers import redis
 
-    told = {**settings.sources, "queues": "the command"}
-    async with redis(msgspec.structs.replace(settings, queues=(name,), sources=told)) as server:
+    async with redis(settings, queue=name) as server:
         return await order(server.queues[0])
 
 

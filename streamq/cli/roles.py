@@ -33,25 +33,30 @@ def worker(settings: Settings, name: str | None, directory: Path, *, no_parent: 
     Signals: TERM or INT drains, a second one forces; TSTP takes no new jobs, CONT goes on; USR1 logs what runs;
     to the parent, HUP restarts one worker after another, TTIN and TTOU start one more and one fewer.
     """
-    from streamq.loading import check_app_path
-
-    check_app_path(settings.app)
     return _one_worker(settings, name) if no_parent else _workers(settings, name, directory)
 
 
 def _one_worker(settings: Settings, name: str | None) -> int:
     from streamq import worker as role
-    from streamq.loading import load_app, with_queues_of
+    from streamq.loading import load_with_settings
+
+    app, settings = load_with_settings(settings)
+    _configure_logs(settings)
+    return role.main(settings, app, name=name)
+
+
+def _configure_logs(settings: Settings) -> None:
     from streamq.logs import configure
 
     configure(settings.log_level, settings.log_format)
-    app = load_app(settings.app)
-    return role.main(with_queues_of(settings, app), app, name=name)
 
 
 def _workers(settings: Settings, name: str | None, directory: Path) -> int:
     from streamq import parent
+    from streamq.loading import load_with_settings
 
+    # The parent beats for its workers, so it must know their Redis and their queues as they do.
+    _, settings = load_with_settings(settings)
     # Of two --name the last one counts; {name} is the one that the parent gives, such as worker.1.
     arguments = ["--name", f"{name}.{{name}}"] if name else []
     return parent.main(settings, settings.app, arguments=arguments, directory=directory)
@@ -65,14 +70,22 @@ def recorder(settings: Settings) -> int:
     With APP it works on all queues of the application, else on those of --queue.
     """
     from streamq import recorder as role
-    from streamq.loading import load_app, with_queues_of
-    from streamq.logs import configure
 
+    settings = _with_app(settings)
     if not settings.history:
         source = settings.sources["history"]
         raise ConfigurationError(f"history is off ({source}): there is nothing to record", hint="start no recorder")
-    configure(settings.log_level, settings.log_format)
-    return role.main(with_queues_of(settings, load_app(settings.app)) if settings.app else settings)
+    _configure_logs(settings)
+    return role.main(settings)
+
+
+def _with_app(settings: Settings) -> Settings:
+    """Ask the application, where one is named, what it says about settings and queues."""
+    if not settings.app:
+        return settings
+    from streamq.loading import load_with_settings
+
+    return load_with_settings(settings)[1]
 
 
 @click.command()
@@ -93,14 +106,13 @@ def cron(settings: Settings, schedule: str | None, count: int, *, is_list: bool,
     Any number may run; an occurrence is fired once. Exit 75 if --now was stopped before the end: run it again to go on.
     """
     from streamq import cron as role
-    from streamq.loading import check_app_path
-    from streamq.logs import configure
+    from streamq.loading import load_with_settings
 
-    check_app_path(settings.app)
     if [is_list, *chosen.values()].count(True) > 1:
         raise click.UsageError("--now, --dry-run, --once and --list exclude each other")
-    configure(settings.log_level, settings.log_format)
-    return role.main(settings, settings.app, schedule=schedule, list_next=count if is_list else 0, **chosen)
+    app, settings = load_with_settings(settings)
+    _configure_logs(settings)
+    return role.main(settings, app, schedule=schedule, list_next=count if is_list else 0, **chosen)
 
 
 @click.command()
@@ -111,11 +123,10 @@ def api(settings: Settings) -> int:
     With APP it knows all queues of the application, else those of --queue.
     """
     from streamq import api as role
-    from streamq.loading import load_app, with_queues_of
-    from streamq.logs import configure
 
-    configure(settings.log_level, settings.log_format)
-    return role.main(with_queues_of(settings, load_app(settings.app)) if settings.app else settings)
+    settings = _with_app(settings)
+    _configure_logs(settings)
+    return role.main(settings)
 
 
 @click.command()
@@ -129,9 +140,9 @@ def up(settings: Settings, directory: Path) -> int:
     The servers are those of the settings. streamq ps, scale, logs, restart and down speak to the parent.
     """
     from streamq import parent
-    from streamq.loading import check_app_path
+    from streamq.loading import load_with_settings
 
-    check_app_path(settings.app)
+    _, settings = load_with_settings(settings)
     environment = parent.child_environment(settings)
 
     def role(name: str, *, overlap: bool = True) -> parent.Role:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from streamq.broker.server import ServerInfo
+    from streamq.broker.wire import Wire
+    from streamq.keys import Keys
     from streamq.settings import Settings
 
 __all__ = ["Queue", "Redis", "redis"]
@@ -33,43 +35,47 @@ class Redis(NamedTuple):
 
     server: ServerInfo
     queues: list[Queue]
+    settings: Settings
+    """Those that hold, with what the application says."""
 
 
 @contextlib.asynccontextmanager
-async def redis(settings: Settings) -> AsyncGenerator[Redis]:
+async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerator[Redis]:
     """Connect, and make sure that the server is one that streamq can use.
+
+    Args:
+        settings: Where it is. Where they name an application, what that says of its Redis and its queues counts, too.
+        queue: The only queue that is meant, whether or not the settings have it.
 
     Raises:
         BrokerUnavailable: It cannot be reached.
         ConfigurationError: It is too old, or would lose jobs.
     """
-    settings = _with_all_queues(settings)
+    settings = _with_app(settings)
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     wire = broker.wire()
     try:
         server = await broker.check()
-        keys = {name: broker.partition(name).keys for name in settings.queues}
-        outbox_max = settings.outbox_max if settings.history else 0
-        yield Redis(
-            server,
-            [
-                Queue(name, Inspection(wire, each), Orders(wire, each, outbox_max=outbox_max))
-                for name, each in keys.items()
-            ],
-        )
+        keys = {name: broker.partition(name).keys for name in ([queue] if queue else settings.queues)}
+        views = [Queue(name, Inspection(wire, each), _orders(wire, each, settings)) for name, each in keys.items()]
+        yield Redis(server, views, settings)
     finally:
         await wire.close()
         await broker.close()
 
 
-def _with_all_queues(settings: Settings) -> Settings:
-    """Look at every queue of the application, where one is set; a queue left out would look like all is well."""
-    if not settings.app or settings.sources.get("queues", "default") != "default":
+def _orders(wire: Wire, keys: Keys, settings: Settings) -> Orders:
+    return Orders(wire, keys, outbox_max=settings.outbox_max if settings.history else 0)
+
+
+def _with_app(settings: Settings) -> Settings:
+    """Look where the application looks, and at all its queues; one left out would look like all is well."""
+    if not settings.app:
         return settings
-    from streamq.loading import load_app, with_queues_of
+    from streamq.loading import load_with_settings
 
     try:
-        return with_queues_of(settings, load_app(settings.app))
+        return load_with_settings(settings)[1]
     except StreamQError as error:
         queues = ", ".join(settings.queues)
         sys.stderr.write(f"warning: the queues of {settings.app} are not known, looking at {queues}: {error}\n")

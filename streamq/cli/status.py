@@ -51,7 +51,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
 
     async with redis(settings) as found:
         queues = [described_queue(each.name, await each.view.counts(), settings) for each in found.queues]
-        version = f"{found.server.product} {found.server.version}"
+        version, settings = f"{found.server.product} {found.server.version}", found.settings
     for queue in queues:
         queue["verdict"] = _verdict(queue)
     mongodb = await _mongodb(settings) if settings.history else None
@@ -108,7 +108,8 @@ def doctor(settings: Settings, out: Output) -> int:
 
 async def _examined(settings: Settings) -> list[_Finding]:
     findings = [_Finding("WARN", "settings", warning, "correct or remove it") for warning in settings.warnings]
-    findings += await _examined_redis(settings)
+    examined, settings = await _examined_redis(settings)
+    findings += examined
     if not settings.history:
         return findings
     mongodb = await _mongodb(settings)
@@ -116,7 +117,8 @@ async def _examined(settings: Settings) -> list[_Finding]:
     return [*findings, _Finding(verdict, "mongodb", mongodb["error"] or mongodb["where"], mongodb["hint"])]
 
 
-async def _examined_redis(settings: Settings) -> list[_Finding]:
+async def _examined_redis(settings: Settings) -> tuple[list[_Finding], Settings]:
+    """Examine Redis. Returns with the findings the settings that hold, as far as that is known."""
     from streamq.cli.servers import redis
 
     try:
@@ -124,9 +126,9 @@ async def _examined_redis(settings: Settings) -> list[_Finding]:
             server = found.server
             findings = [_Finding("OK", "redis", f"{server.product} {server.version}")]
             findings += [_Finding("WARN", "redis", warning, "see CONFIG SET") for warning in server.warnings]
-            return findings + await _examined_queues(found, settings)
+            return findings + await _examined_queues(found, found.settings), found.settings
     except StreamQError as error:
-        return [_Finding("FAIL", "redis", str(error).replace("\n", "; "), error.hint.replace("\n", "; "))]
+        return [_Finding("FAIL", "redis", str(error).replace("\n", "; "), error.hint.replace("\n", "; "))], settings
 
 
 async def _examined_queues(found: Redis, settings: Settings) -> list[_Finding]:

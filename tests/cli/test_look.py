@@ -58,6 +58,13 @@ def test_a_pause_may_end_by_itself(command, eventually_sync):
     eventually_sync(lambda: command("queues", "ls").rows[0][-1] == "running", "the pause ends")
 
 
+def test_only_the_queue_that_is_named_is_paused(command):
+    """Even one that the application does not have."""
+    command("queues", "pause", "mail")
+    told = command("queues", "ls", "--queue", "default", "--queue", "mail")
+    assert [(row[0], row[-1]) for row in told.rows] == [("default", "running"), ("mail", "paused")]
+
+
 def test_a_name_that_can_be_no_queue_is_refused(command):
     """By the rule of names, before anything is written."""
     told = command("queues", "pause", "a b")

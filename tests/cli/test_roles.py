@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 
+import httpx
 import pytest
 
 FIRST_LINE = "[Worker:web-1] Worker started with concurrency: 3"
@@ -117,6 +119,68 @@ def test_a_parent_is_listed_scaled_followed_restarted_and_stopped(programs, comm
     eventually_sync(are_new, "both were replaced", timeout=15)
     assert command("down").code == 0
     assert parent.process.wait(10) == 0
+
+
+def test_schedules_are_listed_with_their_next_time_and_fired_once(command):
+    """The second time nothing is added: an occurrence is one job for each user."""
+    (row,) = command("schedule", "ls").rows
+    assert row[:4] == ["everybody", "0 * * * *", "UTC", "refresh"]
+    assert row[4].endswith(":00:00.000Z")
+    assert command("schedule", "ls", "-q").out == "everybody\n"
+    first = json.loads(command("schedule", "run", "everybody", "--json").out)
+    assert (first["added"], first["was_finished"]) == (2, False)
+    assert "nothing added" in command("schedule", "run", "everybody").err
+    told = command("schedule", "run", "nobody")
+    assert (told.code, told.err.splitlines()[0]) == (78, "error: no schedule is named 'nobody' (known: everybody)")
+
+
+@pytest.mark.slow
+def test_up_runs_every_role_under_one_parent(programs, command, eventually_sync):
+    """One command on a machine that has its servers: a job goes in, and the API tells what became of it."""
+    port, token = _free_port(), "a-token-of-this-test-0123456789"
+    parent = programs.start("up", "-n", "1", "--port", str(port), "--token", token)
+    eventually_sync(lambda: "parent.ready" in parent.output, "all roles are ready", timeout=15)
+    assert [row[0] for row in command("ps").rows] == ["api.1", "cron.1", "recorder.1", "worker.1"]
+    command("enqueue", "refresh", "user_id=u42")
+
+    def status_of_the_user() -> str:
+        url = f"http://127.0.0.1:{port}/app/job-status/status/user/u42"
+        return httpx.get(url, headers={"Authorization": f"Bearer {token}"}).json().get("status", "")
+
+    eventually_sync(lambda: status_of_the_user() == "completed", "the API tells the end of the job")
+    assert parent.stop() == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_an_address_in_the_program_counts_for_every_command(programs, command, folder, monkeypatch, eventually_sync):
+    """A parent that beat in another Redis than its workers work in would have them given up."""
+    url = programs.env.pop("REDIS_URL")
+    monkeypatch.delenv("REDIS_URL")
+    program = (folder / "shop.py").read_text().replace("app = StreamQ()", f"app = StreamQ(redis_url={url!r})")
+    (folder / "shop.py").write_text(program)
+    parent = programs.start("worker", "-n", "1", STREAMQ_DEAD_AFTER_MS="1500", STREAMQ_BEAT_MS="300")
+    eventually_sync(lambda: "parent.ready" in parent.output, "the parent is ready", timeout=15)
+    eventually_sync(lambda: command("workers", "ls").rows, "the worker is in that Redis")
+    command("enqueue", "refresh", "user_id=u1")
+    eventually_sync(lambda: command("jobs", "ls").out == "", "the job was done")
+    told = command("status")
+    assert (told.code, told.rows[0][-1]) == (0, "ok")
+    assert "127.0.0.1:6379/" not in told.err.splitlines()[0]
+
+
+def test_an_address_in_the_program_is_not_taken_for_one_that_nobody_gave(bare, folder):
+    """There is no variable to correct."""
+    program = (folder / "shop.py").read_text().replace("StreamQ()", "StreamQ(redis_url='redis://127.0.0.1:2')")
+    (folder / "shop.py").write_text(program)
+    told = bare("status", "--app", "shop")
+    assert told.code == 69
+    assert "cannot reach Redis at redis://127.0.0.1:2" in told.err
+    assert "no address was given" not in told.err
 
 
 @pytest.mark.parametrize("words", [["ps"], ["scale", "worker", "3"], ["logs"], ["restart", "worker"], ["down"]])
