@@ -1,0 +1,38 @@
+"""A worker inside the test, with a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from streamq import StreamQ
+from streamq.worker import Worker
+
+KEPT = timedelta(seconds=60)
+
+
+@pytest.fixture
+async def app(redis_url: str) -> AsyncIterator[StreamQ]:
+    """Give an application of its own, without handlers."""
+    made = StreamQ(redis_url=redis_url, worker_concurrency=4, dead_after_ms=500, beat_ms=100, grace_ms=2_000)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Start workers of the application; they are stopped after the test, and must end well."""
+    started: list[tuple[Worker, asyncio.Task[int]]] = []
+
+    async def start(**kwargs: Any) -> Worker:
+        worker = Worker(kwargs.pop("app", app), app.settings, **kwargs)
+        started.append((worker, asyncio.create_task(worker.run())))
+        return worker
+
+    yield start
+    for worker, _ in started:
+        worker.force()
+    for _, task in started:
+        assert await task in (0, 130)
