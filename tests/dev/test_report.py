@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -17,11 +18,8 @@ USERS = {"a": "fast", "b": "fast", "c": "slow", "d": "slow"}
 
 def ended(user: str, **told: Any) -> Ended:
     """Make a job that has ended, completed at once unless told otherwise."""
-    return Ended(
-        **{"job_id": f"job of {user}", "user": user, "state": "completed", "attempt": 1, "crashes": 0}
-        | {"wait_ms": 10, "run_ms": 5}
-        | told
-    )
+    job = Ended(f"job of {user}", user, "completed", attempt=1, crashes=0, wait_ms=10, run_ms=5)
+    return dataclasses.replace(job, **told)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from streamq.settings import Settings, load
 from streamq.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Eventually
 
@@ -113,7 +113,7 @@ async def test_users_who_ask_again_while_their_job_waits_are_refused(
 ):
     """The count is what the queue answered."""
     running = asyncio.create_task(round_.run(clicks=True))
-    await eventually(lambda: _jobs(view, 3), "the jobs are enqueued")
+    await eventually(_three_jobs(view), "the jobs are enqueued")
     await workers()
 
     report = await running
@@ -140,7 +140,7 @@ async def test_jobs_that_are_nowhere_are_lost(
 ):
     """A promise that cannot be seen broken is worth nothing: here Redis forgets everything."""
     running = asyncio.create_task(round_.run())
-    await eventually(lambda: _jobs(view, 3), "the jobs are enqueued")
+    await eventually(_three_jobs(view), "the jobs are enqueued")
     broker = Broker(settings.redis_url)
     wire = broker.wire()
     await wire.call("FLUSHDB")
@@ -175,5 +175,8 @@ async def test_a_page_that_is_none_ends_the_round(app: StreamQ, settings: Settin
         await fire(app.cron_entries["broken"], settings)
 
 
-async def _jobs(view: Inspection, count: int) -> bool:
-    return (await view.counts()).jobs == count
+def _three_jobs(view: Inspection) -> Callable[[], Awaitable[bool]]:
+    async def are_there() -> bool:
+        return (await view.counts()).jobs == 3
+
+    return are_there
