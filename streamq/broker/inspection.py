@@ -68,6 +68,8 @@ class Counts(NamedTuple):
     jobs: int
     """Jobs that have not ended."""
     outbox: int
+    outbox_age_ms: int
+    """Age of the oldest entry that the recorder has not written; 0 when there is none."""
     oldest_wait_ms: int
     """How long the job that waits longest has been waiting; 0 when none waits."""
     pause: Pause | None
@@ -257,7 +259,7 @@ class Inspection:
 
 
 def _counts(reply: list[Any]) -> Counts:
-    now_ms, delayed, due, jobs, outbox, dead, pause, beats, rows = reply
+    now_ms, delayed, due, jobs, outbox, dead, pause, beats, rows, unrecorded = reply
     lanes, held, oldest_ms = dict[str, LaneCounts](), dict[str, int](), list[int]()
     for lane, (length, consumers, oldest) in zip(LANES, _threes(rows), strict=True):
         pairs = [(_text(name), count) for name, count in zip(consumers[::2], consumers[1::2], strict=True)]
@@ -269,12 +271,13 @@ def _counts(reply: list[Any]) -> Counts:
     in_flight = sum(lane.in_flight for lane in lanes.values())
     # The lanes also hold wake-up entries; the index holds jobs only.
     waiting = max(0, jobs - delayed - in_flight)
+    outbox_age_ms = max(0, now_ms - int(unrecorded.partition(b"-")[0])) if unrecorded else 0
     oldest_wait_ms = max(0, now_ms - min(oldest_ms)) if oldest_ms and waiting else 0
     workers = [
         _worker(now_ms, _text(name), float(beat), held) for name, beat in zip(beats[::2], beats[1::2], strict=True)
     ]
     return Counts(
-        now_ms, lanes, waiting, in_flight, delayed, int(float(due)) if due else None, dead, jobs, outbox,
+        now_ms, lanes, waiting, in_flight, delayed, int(float(due)) if due else None, dead, jobs, outbox, outbox_age_ms,
         oldest_wait_ms, _pause(pause, now_ms), [worker for worker in workers if worker.name != HANDBACK],
     )  # fmt: skip
 

@@ -4,7 +4,8 @@
 -- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause
 -- ARGV  1 the most workers to list
 -- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, pause or '',
---          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''}}
+--          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''},
+--          oldest outbox entry or ''}
 local GROUP = 'g'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -33,9 +34,11 @@ for lane = 1, 6 do
   lanes[#lanes + 1] = held
   lanes[#lanes + 1] = oldest and oldest[1] or ''
 end
+local unrecorded = redis.call('XRANGE', KEYS[9], '-', '+', 'COUNT', 1)[1]
 local due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
 return {
   now, redis.call('ZCARD', KEYS[7]), due or '', redis.call('HLEN', KEYS[8]), redis.call('XLEN', KEYS[9]),
   redis.call('XLEN', KEYS[11]), redis.call('HGET', KEYS[12], 'queue') or '',
   redis.call('ZRANGE', KEYS[10], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES'), lanes,
+  unrecorded and unrecorded[1] or '',
 }

@@ -1,0 +1,289 @@
+"""The two servers behind the API: Redis for what is live, MongoDB for what was. Either may be away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import msgspec
+
+from streamq.broker.inspection import Counts, DeadLetter, Inspection, Located
+from streamq.broker.server import Broker
+from streamq.clock import from_ms, utc_now
+from streamq.codec import decode_envelope
+from streamq.errors import HistoryUnavailable, StreamQError
+from streamq.history import History, JobStatus
+from streamq.keys import Keys
+from streamq.logs import event
+from streamq.mongo import Mongo, Statuses
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
+
+    from streamq.settings import Settings
+
+__all__ = ["Breaker", "Stores", "Tally"]
+
+REDIS_TIMEOUT_S = 2.0
+PROBE_EVERY_S = 0.5
+TALLY_EVERY_S = 1.0
+TALLY_SHARE = 0.05
+"""Counting a large history may take at most this share of the time."""
+
+_LAST_MS = 253_402_300_800_000  # the year 10000 is past what a datetime can say
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Breaker:
+    """Asks a server. After a failure nobody asks any more, for all would wait in vain, until `probe` finds it back."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._error: StreamQError | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last question was answered."""
+        return self._error is None
+
+    async def ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Put a question.
+
+        Raises:
+            StreamQError: The server is away, or refuses us.
+        """
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return await self._ask(question, *args, **kwargs)
+
+    async def probe(self, question: Callable[P, Awaitable[object]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Put a question to a server that is away, to see whether it still is."""
+        if self._error is not None:
+            with contextlib.suppress(StreamQError):
+                await self._ask(question, *args, **kwargs)
+
+    async def _ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            answer = await question(*args, **kwargs)
+        except StreamQError as error:
+            self._note(error)
+            raise
+        self._note(None)
+        return answer
+
+    def _note(self, error: StreamQError | None) -> None:
+        if (error is None) != self.is_up:
+            if error is None:
+                event(_log, logging.INFO, "store.back", store=self._name)
+            else:
+                event(_log, logging.WARNING, "store.away", store=self._name, error=str(error))
+        self._error = error
+
+
+class Tally(NamedTuple):
+    """Jobs by queue and state in the history, as of some moment."""
+
+    counts: dict[str, dict[str, int]]
+    as_of: datetime
+
+
+class Stores:
+    """Both servers, asked together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._broker = Broker(settings.redis_url, allow_eviction=True, timeout_s=REDIS_TIMEOUT_S)
+        self._mongo = Mongo(settings.mongodb_url, settings.mongodb_database) if settings.history else None
+        self._history = History(Statuses(self._mongo)) if self._mongo else None
+        self._wire = self._broker.wire()
+        self._views = {queue: Inspection(self._wire, Keys(queue)) for queue in settings.queues}
+        self.redis = Breaker("redis")
+        self.mongodb = Breaker("mongodb")
+        self.queues = tuple(settings.queues)
+        self.dead_after_ms = settings.dead_after_ms
+        self._tally: Tally | None = None
+        self._tallied = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closing = False
+
+    async def close(self) -> None:
+        """Stop counting, and close all connections."""
+        # pymongo may swallow the cancellation of an operation that is under way; then the loop ends by itself.
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._wire.close()
+        if self._mongo:
+            await self._mongo.close()
+
+    async def counts(self) -> dict[str, Counts]:
+        """Ask Redis what each queue holds."""
+        return {queue: await self.redis.ask(view.counts) for queue, view in self._views.items()}
+
+    async def ask_history(self, question: Callable[[History], Awaitable[T]]) -> T:
+        """Ask MongoDB."""
+        history = self._history
+        if history is None:
+            raise HistoryUnavailable("history is switched off")
+        return await self.mongodb.ask(question, history)
+
+    async def newest(self, limit: int) -> list[JobStatus]:
+        """Ask Redis for the newest live jobs of all queues."""
+        found: list[JobStatus] = []
+        for queue, view in self._views.items():
+            entries = await self.redis.ask(view.newest, limit)
+            places = await self.locate(queue, [entry.job_id for entry in entries])
+            found += [_of_place(queue, place) for place in places.values()]
+        return sorted(found, key=_enqueued, reverse=True)[:limit]
+
+    async def locate(self, queue: str, job_ids: Sequence[str]) -> dict[str, Located]:
+        """Ask Redis where jobs of a queue are; those that are not live are left out."""
+        view = self._views.get(queue)
+        if view is None or not job_ids:
+            return {}
+        return await self.redis.ask(view.locate_many, job_ids)
+
+    async def held_by(self, keys: Sequence[str]) -> list[JobStatus]:
+        """Ask Redis for the live jobs that hold one of these dedup keys, in any queue."""
+        found: list[JobStatus] = []
+        for queue, view in self._views.items():
+            holders = [await self.redis.ask(view.holder, key) for key in keys]
+            places = await self.locate(queue, [holder for holder in holders if holder])
+            found += [_of_place(queue, place) for place in places.values()]
+        return found
+
+    async def dead(self, limit: int) -> list[JobStatus]:
+        """Ask Redis for the newest dead letters of all queues."""
+        found: list[JobStatus] = []
+        for queue, view in self._views.items():
+            letters = await self.redis.ask(view.dead, limit)
+            found += [_of_letter(queue, letter) for letter in letters]
+        return sorted(found, key=_ended, reverse=True)[:limit]
+
+    async def brought_up_to_date(self, jobs: Sequence[JobStatus]) -> list[JobStatus]:
+        """Replace what the history says of live jobs by what Redis says."""
+        live: dict[str, list[str]] = {}
+        for job in jobs:
+            if job.is_live:
+                live.setdefault(job.queue, []).append(job.id)
+        places: dict[str, Located] = {}
+        for queue, ids in live.items():
+            places |= await self.locate(queue, ids)
+        return [_updated(job, places.get(job.id)) for job in jobs]
+
+    async def tally(self) -> Tally | None:
+        """Return the latest count of the history; None if MongoDB has not been there yet."""
+        if self._history is not None and self._tally is None and self.mongodb.is_up:
+            try:
+                await asyncio.wait_for(self._tallied.wait(), timeout=REDIS_TIMEOUT_S)
+            except TimeoutError:
+                return None
+        return self._tally
+
+    def start(self) -> None:
+        """Begin to count the history over and over, and to look for servers that are away."""
+        self._tasks = [asyncio.create_task(self._keep_tally()), asyncio.create_task(self._keep_probing())]
+
+    async def _keep_tally(self) -> None:
+        """Count the history again and again, seldom enough to stay within `TALLY_SHARE` of the time."""
+        while self._history is not None and not self._is_closing:
+            began, pause_s = time.monotonic(), TALLY_EVERY_S
+            with contextlib.suppress(StreamQError):  # the breaker has said so
+                counts = await self.ask_history(lambda history: history.counts(self.queues))
+                self._tally = Tally(counts, utc_now())
+                pause_s = max(pause_s, (time.monotonic() - began) / TALLY_SHARE)
+            self._tallied.set()
+            await asyncio.sleep(pause_s)
+
+    async def _keep_probing(self) -> None:
+        while not self._is_closing:
+            await asyncio.sleep(PROBE_EVERY_S)
+            for view in self._views.values():
+                await self.redis.probe(view.counts)
+            if self._history is not None:
+                await self.mongodb.probe(self._history.job, "")
+
+
+def _of_place(queue: str, place: Located) -> JobStatus:
+    fields: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, RecursionError):  # an envelope of a newer version is a live job all the same
+        envelope = decode_envelope(place.envelope)
+        fields = {"handler": envelope.handler, "user": envelope.key, "attempt": envelope.attempt}
+        fields["max_attempts"] = envelope.max_attempts
+    return JobStatus(
+        id=place.job_id,
+        state=_live_state(place, fields.get("attempt", 1)),
+        queue=queue,
+        lane=place.lane,
+        enqueued_at=from_ms(place.enqueued_ms),
+        due_at=from_ms(place.due_ms) if place.due_ms else None,
+        worker=place.worker,
+        **fields,
+    )
+
+
+class _Letter(msgspec.Struct):
+    """What is told of a dead letter's record; see "Record" in docs/architecture.md."""
+
+    h: str = ""
+    u: str | None = None
+    n: int = 1
+    m: int = 0
+    e: int = 0
+    b: int = 0
+    f: int = 0
+    x: dict[str, Any] = {}
+
+
+def _of_letter(queue: str, letter: DeadLetter) -> JobStatus:
+    record = _Letter()
+    with contextlib.suppress(ValueError, RecursionError):
+        record = msgspec.json.decode(letter.record, type=_Letter)
+    return JobStatus(
+        id=letter.job_id,
+        state="dead",
+        queue=queue,
+        handler=record.h,
+        user=record.u,
+        attempt=record.n,
+        max_attempts=record.m,
+        enqueued_at=_moment(record.e),
+        started_at=_moment(record.b),
+        finished_at=_moment(record.f or int(letter.id.partition(b"-")[0])),
+        error={"type": record.x.get("t"), "message": record.x.get("m")},
+    )
+
+
+def _moment(ms: int) -> datetime | None:
+    return from_ms(ms) if 0 < ms < _LAST_MS else None
+
+
+def _ended(job: JobStatus) -> tuple[float, str]:
+    return (job.finished_at.timestamp() if job.finished_at else 0.0, job.id)
+
+
+def _live_state(place: Located, attempt: int) -> str:
+    return "retrying" if place.state == "scheduled" and attempt > 1 else place.state
+
+
+def _updated(job: JobStatus, place: Located | None) -> JobStatus:
+    if place is None:
+        return job
+    now = _of_place(job.queue, place)
+    started_at = job.started_at if now.state != "queued" else None
+    return replace(
+        job, state=now.state, attempt=now.attempt, lane=now.lane, due_at=now.due_at, started_at=started_at,
+        worker=now.worker or job.worker,
+    )  # fmt: skip
+
+
+def _enqueued(job: JobStatus) -> tuple[float, str]:
+    return (job.enqueued_at.timestamp() if job.enqueued_at else 0.0, job.id)
