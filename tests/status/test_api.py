@@ -34,7 +34,7 @@ FOUR = [f"{BASE}/queue/stats", f"{BASE}/status/user/u1", f"{BASE}/recent", f"{BA
 async def serving(settings, token=TOKEN):
     """Start the application, and give a client of it that has a token."""
     app = create_app(settings)
-    headers = {"authorization": f"Bearer {token}".encode()}
+    headers = {b"authorization": f"Bearer {token}".encode()}
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -216,6 +216,7 @@ ENVELOPE = orjson.dumps({"v": 1, "h": "refresh", "u": "u1", "n": 2, "m": 5, "o":
 def test_a_waiting_job_is_described_by_its_envelope():
     """Nobody has reported anything about it yet."""
     write = queued("q", LaneEntry("low", b"1750000000000-4", "job", ENVELOPE, E_MS))
+    assert write
     assert write.fields == {
         "queue": "q", "handler": "refresh", "attempt": 2, "max_attempts": 5, "lane": "low", "enqueued_at": at(E_MS),
         "user": "u1", "occurrence": "hourly:x", "schedule": "hourly", "state": "queued",
@@ -227,6 +228,7 @@ def test_a_running_job_has_its_worker_and_about_its_start():
     """The start is when it was delivered, going by the idle time."""
     flight = Flight("low", b"1750000000000-4", "w9", 700, 1)
     write = running("q", LaneEntry("low", flight.id, "job", ENVELOPE, E_MS), flight, E_MS + 1_000)
+    assert write
     assert (write.fields["state"], write.fields["worker"], write.fields["started_at"]) == (
         "running",
         "w9",
@@ -238,6 +240,7 @@ def test_a_scheduled_job_is_told_only_before_its_first_attempt():
     """Of a job between two attempts the outbox knows more."""
     fresh = orjson.dumps({"v": 1, "h": "refresh"})
     write = scheduled("q", Delayed("job", F_MS, "low", E_MS, fresh))
+    assert write
     assert (write.fields["state"], write.fields["due_at"], write.version) == ("scheduled", at(F_MS), E_MS << 20)
     assert scheduled("q", Delayed("job", F_MS, "low", E_MS, ENVELOPE)) is None
 

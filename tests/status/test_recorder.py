@@ -237,7 +237,7 @@ async def test_a_server_that_refuses_us_ends_it_with_a_clear_error(redis_url, mo
 
 def test_without_history_there_is_nothing_to_run():
     """Exit 78: a supervisor should not try again."""
-    with pytest.raises(ConfigurationError, match="^history is off: there is nothing to record$") as caught:
+    with pytest.raises(ConfigurationError, match=r"^history is off: there is nothing to record$") as caught:
         main(Settings(history=False))
     assert caught.value.exit_code == 78
 

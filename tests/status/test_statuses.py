@@ -83,7 +83,7 @@ async def test_only_the_last_twenty_attempts_are_kept(statuses):
 
 @pytest.mark.parametrize(
     "order",
-    itertools.permutations([seen(10), seen(10, "running"), recorded(20)]),
+    list(itertools.permutations([seen(10), seen(10, "running"), recorded(20)])),
     ids=lambda order: "-".join(write.fields["state"] for write in order),
 )
 async def test_a_settled_job_stays_settled_in_whatever_order_its_statuses_arrive(statuses, order):
@@ -139,7 +139,7 @@ async def test_a_result_that_looks_like_an_operator_is_a_result(statuses, result
 
 
 def nested(levels):
-    value = 1
+    value: object = 1
     for _ in range(levels):
         value = {"d": value}
     return value
@@ -188,7 +188,7 @@ async def test_preparing_twice_does_no_harm_and_makes_every_index(statuses, mong
 
 async def test_an_index_that_is_not_ours_is_named(mongo):
     await mongo.collection("job_status").create_index([("user", 1)], name="by_user")
-    with pytest.raises(ConfigurationError, match="the indexes of job_status in MongoDB are not streamq's: .*by_user"):
+    with pytest.raises(ConfigurationError, match=r"the indexes of job_status in MongoDB are not streamq's: .*by_user"):
         await Statuses(mongo).prepare()
 
 
@@ -217,7 +217,7 @@ async def test_an_address_that_is_none_is_a_configuration_error(url):
 
 async def test_a_wrong_password_is_a_configuration_error(mongodb_url):
     mongo = Mongo(mongodb_url.replace("mongodb://", "mongodb://nobody:wrong@"))
-    with pytest.raises(ConfigurationError, match="refused the user: .*Authentication failed") as caught:
+    with pytest.raises(ConfigurationError, match=r"refused the user: .*Authentication failed") as caught:
         await mongo.check()
     assert "wrong" not in str(caught.value)
     await mongo.close()
@@ -251,7 +251,7 @@ async def test_the_server_frozen_in_the_middle_is_unavailable_not_a_hang(mongo_s
     await mongo.check()
     mongo_server.sigstop()
     try:
-        with pytest.raises(HistoryUnavailable, match="did not answer in time|cannot reach|cannot serve"):
+        with pytest.raises(HistoryUnavailable, match=r"did not answer in time|cannot reach|cannot serve"):
             await Statuses(mongo).write([recorded(1)])
     finally:
         mongo_server.sigcont()
