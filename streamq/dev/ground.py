@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ class Servers:
     embedded: frozenset[str]
     """Which of `redis` and `mongodb` come out of wheels."""
     started: frozenset[str]
+    shell: Path
+    """A file for other shells to read, with the variables that lead there."""
 
 
 @contextlib.contextmanager
@@ -65,9 +68,42 @@ def servers(settings: Settings, directory: Path) -> Generator[Servers]:
     Raises:
         ConfigurationError: A server could not be started; nothing was.
     """
-    wanted = {name for name in ("redis", "mongodb") if settings.sources.get(f"{name}_url") == "default"}
+    shell = directory / "env"
+    wanted = {name for name in ("redis", "mongodb") if _is_left_to_us(settings, name, shell)}
+    with _running(wanted, directory) as (found, started):
+        servers = Servers(
+            found.redis_url or settings.redis_url,
+            found.mongodb_url or settings.mongodb_url,
+            frozenset(wanted),
+            started,
+            shell,
+        )
+        _write_shell(servers, settings.app)
+        yield servers
+
+
+def _is_left_to_us(settings: Settings, name: str, shell: Path) -> bool:
+    """Tell whether no server is named, or the embedded one of an earlier run, by a shell that has read our file."""
+    if settings.sources.get(f"{name}_url", "default") == "default":
+        return True
+    url = getattr(settings, f"{name}_url")
+    return shell.exists() and f"{name.upper()}_URL={shlex.quote(url)}" in shell.read_text()
+
+
+def _write_shell(servers: Servers, app: str) -> None:
+    """Write the variables. Those of servers that were named are where the person has set them."""
+    urls = {"redis": servers.redis_url, "mongodb": servers.mongodb_url}
+    variables = {"STREAMQ_APP": app} | {f"{name.upper()}_URL": urls[name] for name in sorted(servers.embedded)}
+    servers.shell.unlink(missing_ok=True)
+    with os.fdopen(os.open(servers.shell, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+@contextlib.contextmanager
+def _running(wanted: set[str], directory: Path) -> Generator[tuple[embedded.Endpoints, frozenset[str]]]:
+    """Give the servers that are wanted, and which of them are ours to stop; at the end they are."""
     if not wanted:
-        yield Servers(settings.redis_url, settings.mongodb_url, frozenset(), frozenset())
+        yield embedded.Endpoints("", "", 0, 0, frozenset()), frozenset()
         return
     found = embedded.start(directory, redis="redis" in wanted, mongodb="mongodb" in wanted)
     record = directory / "started-by-dev.json"
@@ -75,9 +111,7 @@ def servers(settings: Settings, directory: Path) -> Generator[Servers]:
     started = found.started_here | {name for name, pid in _left_behind(record).items() if pid and pids.get(name) == pid}
     try:
         record.write_text(json.dumps({name: pids[name] for name in started}))
-        yield Servers(
-            found.redis_url or settings.redis_url, found.mongodb_url or settings.mongodb_url, frozenset(wanted), started
-        )
+        yield found, started
     finally:
         embedded.stop(directory, started)
         record.unlink(missing_ok=True)

@@ -55,9 +55,9 @@ class Screen:
         self._err.write(text + "\n")
         self._err.flush()
 
-    def banner(self, app_path: str, settings: Settings, servers: Servers) -> None:
+    def banner(self, settings: Settings, servers: Servers) -> None:
         """Say where everything is."""
-        text = banner(app_path, settings, servers)
+        text = banner(settings, servers)
         self.say(text) if self._as_json else _print(text)
 
     def report(self, report: Report, check: Mapping[str, int] | None) -> None:
@@ -112,24 +112,24 @@ class _AboveBar(io.RawIOBase):
         return len(lines)
 
 
-def banner(app_path: str, settings: Settings, servers: Servers) -> str:
-    """Say where everything is, with a line to copy."""
+def banner(settings: Settings, servers: Servers) -> str:
+    """Say where everything is, with lines to copy."""
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     address = f"http://{host}:{settings.api_port}"
-    urls = {"Redis": ("redis", settings.redis_url), "MongoDB": ("mongodb", settings.mongodb_url)}
-    told = [f"{label} {'embedded' if name in servers.embedded else masked(url)}" for label, (name, url) in urls.items()]
-    lines = [
-        f"streamq dev  {app_path}",
-        f"  servers    {', '.join(told)}",
+    urls = {"redis": ("Redis", settings.redis_url), "mongodb": ("MongoDB", settings.mongodb_url)}
+    told = [f"{label} {'embedded' if name in servers.embedded else masked(url)}" for name, (label, url) in urls.items()]
+    lines = [f"streamq dev  {settings.app}", f"  servers    {', '.join(told)}"]
+    if servers.embedded:
+        lines.append(f"             data in {servers.shell.parent}")
+    if "mongodb" in servers.embedded:
+        lines.append("             the embedded mongod is for development only: its version is past its end of life")
+    lines += [
         f"  API        {address}",
         f"  token      {settings.api_token}",
         f"  try        curl -H 'Authorization: Bearer {settings.api_token}' {address}/app/job-status/queue/stats",
+        f"  shells     . {servers.shell}   # for streamq and your programs in other terminals",
         "  stop       Ctrl-C",
     ]
-    if servers.embedded:
-        lines.insert(2, "             data in .streamq")
-    if "mongodb" in servers.embedded:
-        lines[2] += "; the embedded mongod is for development only: its version is past its end of life"
     return "\n".join(lines)
 
 

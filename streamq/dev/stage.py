@@ -16,11 +16,12 @@ from streamq.dev.round import Round
 from streamq.dev.screen import Screen
 from streamq.errors import ConfigurationError
 from streamq.leases import guardian
-from streamq.loading import load_app, with_queues_of
+from streamq.loading import load_with_settings
 from streamq.mongo import Mongo
 from streamq.parent import Hooks, Pace, Parent
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from streamq.app import CronEntry, StreamQ
@@ -38,13 +39,13 @@ _READY_EVERY_S = 0.05
 async def run(plan: Plan) -> int:
     """Do what was planned. Returns the exit code; see `streamq.dev.main` for that, and for what it raises."""
     screen = Screen(as_json=plan.as_json)
-    app = load_app(plan.app_path)
+    app, settings = load_with_settings(msgspec.structs.replace(plan.settings, app=plan.app_path))
     entry = _entry(plan, app) if plan.fires else None
     with ground.alone(plan.directory):
-        port = ground.free_port(plan.settings.api_host, plan.settings.api_port if plan.port is None else plan.port)
+        port = ground.free_port(settings.api_host, settings.api_port if plan.port is None else plan.port)
         try:
-            with _Signals() as signals, ground.servers(plan.settings, plan.directory) as servers:
-                app.settings = _completed(plan, app, servers, port)
+            with _Signals() as signals, ground.servers(settings, plan.directory) as servers:
+                app.settings = _completed(settings, plan.directory, servers, port)
                 return await _Stage(plan, app, servers, screen, signals).run(entry)
         except asyncio.CancelledError:
             screen.say("stopped before anything ran")
@@ -58,26 +59,25 @@ def _entry(plan: Plan, app: StreamQ) -> CronEntry:
         has = f"{len(entries)} schedules: {', '.join(entries)}" if entries else "no schedule"
         raise ConfigurationError(
             f"--once fires the schedule of an application, and {plan.app_path} has {has}",
-            hint="fire one of several with: streamq cron --now",
+            hint="fire one of several with: streamq cron --now --schedule NAME",
         )
-    if not plan.settings.history:
+    if not app.settings.history:
         raise ConfigurationError(
-            f"a round reads its figures from the history, which is off ({plan.settings.sources['history']})",
+            f"a round reads its figures from the history, which is off ({app.settings.sources['history']})",
             hint="leave that out",
         )
     return next(iter(entries.values()))
 
 
-def _completed(plan: Plan, app: StreamQ, servers: Servers, port: int) -> Settings:
-    """Return the settings with what was found or made: addresses, port, token, and the queues of the application."""
-    completed = msgspec.structs.replace(
-        plan.settings,
+def _completed(settings: Settings, directory: Path, servers: Servers, port: int) -> Settings:
+    """Return the settings with what was found or made: addresses, port, token."""
+    return msgspec.structs.replace(
+        settings,
         redis_url=servers.redis_url,
         mongodb_url=servers.mongodb_url,
         api_port=port,
-        api_token=plan.settings.api_token or ground.token(plan.directory),
+        api_token=settings.api_token or ground.token(directory),
     )
-    return with_queues_of(completed, app)
 
 
 class _Signals:
@@ -183,7 +183,7 @@ class _Stage:
         """Say where everything is as soon as it is there; then do the round, if there is one to do."""
         while not _is_up(parent):  # noqa: ASYNC110 - what the parent shows of itself has no event
             await asyncio.sleep(_READY_EVERY_S)
-        self._screen.banner(self._plan.app_path, self._settings, self._servers)
+        self._screen.banner(self._settings, self._servers)
         if self._round is None:
             return
         self._report = await self._round.run(clicks=self._plan.users is not None)

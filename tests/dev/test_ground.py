@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from streamq import dev, embedded
+from streamq import demo, dev, embedded
 from streamq.dev import ground
 from streamq.dev.plan import DEMO_APP, chosen_app, demo_users
 from streamq.errors import BadInput, ConfigurationError, Unavailable
@@ -17,6 +18,12 @@ from streamq.settings import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _demo_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run gives the application its settings; the next test must not find them."""
+    monkeypatch.setattr(demo.app, "settings", demo.app.settings)
 
 
 @pytest.fixture
@@ -223,13 +230,37 @@ def test_servers_that_a_killed_run_left_behind_are_stopped(folder: Path):
 
 
 def test_servers_of_ones_own_are_taken_as_they_are(tmp_path: Path):
-    """Nothing is started, and no file is written."""
+    """Nothing is started."""
+    (tmp_path / "data").mkdir()
     own = load({"redis_url": "redis://cache-1", "mongodb_url": "mongodb://db-1"}, environ={})
 
     with ground.servers(own, tmp_path / "data") as servers:
         assert (servers.redis_url, servers.mongodb_url) == ("redis://cache-1", "mongodb://db-1")
         assert servers.embedded == servers.started == frozenset()
-    assert not (tmp_path / "data").exists()
+        assert "_URL" not in servers.shell.read_text()
+    assert not (tmp_path / "data" / "endpoints.json").exists()
+
+
+def test_another_shell_finds_the_servers_and_the_application(folder: Path):
+    """`streamq enqueue` and a program of one's own must reach what `dev` has started, at an address made up then."""
+    only_redis = load({"app": "shop:app", "mongodb_url": "mongodb://db-1"}, environ={})
+
+    with ground.servers(only_redis, folder) as servers:
+        told = subprocess.check_output(["sh", "-c", f". {servers.shell} && echo $STREAMQ_APP $REDIS_URL"], text=True)
+        assert told.split() == ["shop:app", servers.redis_url]
+        assert servers.shell.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_shell_that_has_read_that_file_can_start_dev_again(folder: Path):
+    """The address in its environment is that of a server which has been stopped meanwhile."""
+    unset = load({"mongodb_url": "mongodb://db-1"}, environ={})
+    with ground.servers(unset, folder) as servers:
+        url = servers.redis_url
+
+    set_by_file = load({"mongodb_url": "mongodb://db-1"}, environ={"REDIS_URL": url})
+    with ground.servers(set_by_file, folder) as servers:
+        assert servers.embedded == {"redis"}
+        assert is_running(folder, "redis")
 
 
 def test_a_server_of_ones_own_that_is_away_ends_the_run_at_once(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,21 +128,24 @@ def test_a_group_without_times_shows_dashes():
 def test_the_banner_has_a_line_to_copy_and_warns_of_the_embedded_mongod():
     """A newcomer must reach the API without reading anything else."""
     settings = load({"api_token": "secret", "api_port": 8081}, environ={})
-    servers = Servers(settings.redis_url, settings.mongodb_url, frozenset({"redis", "mongodb"}), frozenset())
+    servers = Servers(
+        settings.redis_url, settings.mongodb_url, frozenset({"redis", "mongodb"}), frozenset(), Path("d/env")
+    )
 
-    text = banner("shop:app", settings, servers)
+    text = banner(settings, servers)
 
     assert "curl -H 'Authorization: Bearer secret' http://127.0.0.1:8081/app/job-status/queue/stats" in text
     assert "the embedded mongod is for development only" in text
+    assert ". d/env " in text
 
 
 def test_the_banner_shows_servers_of_ones_own_without_their_passwords():
     """It ends up in screenshots."""
     flags = {"redis_url": "redis://:hidden@cache-1:6379/0", "api_host": "::1", "api_token": "t"}
     settings = load(flags, environ={})
-    servers = Servers(settings.redis_url, settings.mongodb_url, frozenset(), frozenset())
+    servers = Servers(settings.redis_url, settings.mongodb_url, frozenset(), frozenset(), Path("d/env"))
 
-    text = banner("shop:app", settings, servers)
+    text = banner(settings, servers)
 
     assert "hidden" not in text
     assert "cache-1" in text
@@ -151,10 +155,10 @@ def test_the_banner_shows_servers_of_ones_own_without_their_passwords():
 
 def test_standard_output_holds_nothing_but_the_document(capsys: pytest.CaptureFixture[str], mixed: Report):
     """It is piped into another program."""
-    settings = load({"api_token": "t"}, environ={})
+    settings = load({"app": "shop:app", "api_token": "t"}, environ={})
     screen = Screen(as_json=True)
 
-    screen.banner("shop:app", settings, Servers("", "", frozenset(), frozenset()))
+    screen.banner(settings, Servers("", "", frozenset(), frozenset(), Path("env")))
     with screen.bar("working") as show:
         show(1, 2)
     screen.report(mixed, None)

@@ -23,7 +23,7 @@ from streamq.settings import Settings, load
 from streamq.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tests.conftest import Eventually
 
@@ -175,7 +175,7 @@ async def test_a_page_that_is_none_ends_the_round(app: StreamQ, settings: Settin
         await fire(app.cron_entries["broken"], settings)
 
 
-def _three_jobs(view: Inspection) -> Callable[[], Awaitable[bool]]:
+def _three_jobs(view: Inspection) -> Callable[[], Any]:
     async def are_there() -> bool:
         return (await view.counts()).jobs == 3
 
