@@ -134,9 +134,16 @@ class Recorder:
     async def _store(self, entries: list[OutboxEntry], stop: asyncio.Event) -> None:
         """Write entries, however long MongoDB is away. After `stop` they are left to the next recorder."""
         writes = merged(await self._statuses_of(entries))
-        failures, first = 0, 0
-        while first < len(writes):
-            batch = writes[first : first + BATCH_RECORDS]
+        # A job is in one batch only, so their order does not matter, and the server's disk waits are shared.
+        batches = [writes[first : first + BATCH_RECORDS] for first in range(0, len(writes), BATCH_RECORDS)]
+        async with asyncio.TaskGroup() as tasks:
+            for batch in batches:
+                tasks.create_task(self._write(batch, stop))
+        self._written = [entry.id for entry in entries]
+
+    async def _write(self, batch: list[StatusWrite], stop: asyncio.Event) -> None:
+        failures = 0
+        while True:
             try:
                 await self._statuses.write(batch)
             except Unavailable as error:
@@ -146,10 +153,8 @@ class Recorder:
                 _say_unavailable(self._queue, error, failures)
                 await _rest(stop, _backoff_s(failures))
             else:
-                first += len(batch)
                 self.recorded += len(batch)
-                failures = 0
-        self._written = [entry.id for entry in entries]
+                return
 
     async def _statuses_of(self, entries: list[OutboxEntry]) -> list[StatusWrite]:
         writes: list[StatusWrite] = []
