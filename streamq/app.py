@@ -207,7 +207,7 @@ class StreamQ:
         isolation: Isolation = "auto",
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
 
-    def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above
+    def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above  # pyright: ignore[reportInconsistentOverload]
         self, function: Callable[..., Any] | None = None, /, **options: Any
     ) -> Any:
         """Register a function as a handler.

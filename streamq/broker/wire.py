@@ -115,7 +115,7 @@ class _Line(asyncio.Protocol):
     """An open connection: what was asked waits in order, and each reply goes to the one that waits longest."""
 
     def __init__(self, connection: Connection) -> None:
-        writer = connection._writer  # noqa: SLF001 - redis-py opens the connection; from here on it is ours
+        writer = connection._writer  # noqa: SLF001 - redis-py opens the connection; from here on it is ours  # pyright: ignore[reportPrivateUsage]
         assert writer is not None  # noqa: S101 - it has just connected
         self._connection = connection
         self._transport = cast("asyncio.Transport", writer.transport)
@@ -157,7 +157,7 @@ class _Line(asyncio.Protocol):
         if self.is_open:
             self._transport.abort()
             self.connection_lost(None)
-        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again
+        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again  # pyright: ignore[reportPrivateUsage]
 
 
 class Wire:
@@ -214,7 +214,7 @@ class Wire:
             BrokerUnavailable: Some replies did not come; any of the commands may have run.
             ServerRefused: One of them was refused; the others ran.
         """
-        packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]
+        packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         line = await self._open()
         futures = line.ask(packed, len(commands))
         replies = [await self._reply(line, future, self._timeout_s) for future in futures]
@@ -233,7 +233,7 @@ class Wire:
         line = self._line
         if line is None or not line.is_open:
             line = await self._open()
-        future = line.ask(hiredis.pack_command(command))[0]  # type: ignore[arg-type]
+        future = line.ask(hiredis.pack_command(command))[0]  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         return await self._reply(line, future, self._timeout_s + extra_s)
 
     async def _reply(self, line: _Line, future: asyncio.Future[Any], timeout_s: float) -> Any:

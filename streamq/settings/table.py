@@ -149,8 +149,8 @@ def _specs(table: type[msgspec.Struct]) -> dict[str, Spec]:
 
 
 def _spec(field: inspect.Field, meta: inspect.Metadata, annotated: Any) -> Spec:
-    extra = cast("dict[str, Any]", meta.extra)  # pyright: ignore[reportUnknownMemberType]  msgspec leaves it bare
-    schema = cast("dict[str, str]", meta.extra_json_schema)  # pyright: ignore[reportUnknownMemberType]
+    extra = cast("dict[str, Any]", meta.extra)  # msgspec leaves it bare
+    schema = cast("dict[str, str]", meta.extra_json_schema)
     return Spec(
         name=field.name,
         description=schema["description"],
