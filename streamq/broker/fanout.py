@@ -32,7 +32,7 @@ class FanOutState(
     omit_defaults=True,
     rename={
         "cursor": "c", "offset": "o", "pages": "p", "anchor": "t", "count": "j", "added": "a", "duplicates": "d",
-        "present": "k", "refused": "r", "begun_ms": "b", "at_ms": "w", "end": "z",
+        "present": "k", "refused": "r", "begun_ms": "b", "at_ms": "w", "by": "y", "end": "z",
     },
 ):  # fmt: skip
     """Where a fan-out stands after a call: what to do next, and what was done."""
@@ -55,6 +55,8 @@ class FanOutState(
     begun_ms: int = 0
     at_ms: int = 0
     """When this call was made, server time."""
+    by: str = ""
+    """Which run made this call: it knows its own again when the reply was lost."""
     end: Literal["", "done", "given up"] = ""
 
     @property
@@ -151,6 +153,12 @@ class FanOuts:
             records |= {flat[i].decode(): _record(flat[i + 1]) for i in range(0, len(flat), 2)}
             if cursor == b"0":
                 return records
+
+    async def progress(self) -> dict[str, FanOutState]:
+        """Return how far each fan-out that is remembered has come, by `schedule:fire time`, oldest first."""
+        known = await self.all()
+        names = sorted(name for name in known if name.count(":") > 1)
+        return {name.removeprefix(FANOUT_PREFIX): known[name].state for name in names}
 
     async def advance(self, producer: str, number: int, cursor: str, keep_ms: int) -> None:
         """Move a producer's number up without adding a job; a number that is not higher changes nothing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ class FanOut:
         self._occurrence = occurrence
         self._desk = desk
         self._on_progress = on_progress
+        self._run = secrets.token_hex(4)
         self._number = 0
         self._keep_ms = schedule.keep_ms(occurrence)
         self._maker: tuple[int, JobMaker] | None = None
@@ -198,15 +200,15 @@ class FanOut:
             duplicates=state.duplicates,
             present=state.present,
             at_ms=self._desk.now_ms(),
+            by=self._run,
         )
-        cursor = encode_state(after)
         try:
             added = await self._desk.patience.call(
                 lambda: self._desk.partition.add(
                     self._occurrence.producer,
                     number,
                     call.jobs,
-                    cursor=cursor,
+                    cursor=encode_state(after),
                     keep_ms=self._keep_ms,
                     max_depth=self._desk.settings.max_depth if call.jobs else 0,
                     in_order=True,
@@ -214,7 +216,7 @@ class FanOut:
             )
         except CallRepeated as repeated:
             self._adopt(repeated.last, decode_state(repeated.cursor, repeated.results))
-            if (repeated.last, repeated.cursor) == (number, cursor):  # our own, whose reply was lost
+            if (repeated.last, self.state.by) == (number, self._run):  # our own, whose reply was lost
                 self.added_here += self.state.added - state.added
         except ServerRefused as refusal:
             await self._look_back(number, refusal)

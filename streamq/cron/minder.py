@@ -54,6 +54,8 @@ class Minder:
         self._owner = secrets.token_hex(8)
         self._failures: dict[Occurrence, tuple[int, float]] = {}
         self._has_moved = False
+        self._looked: list[Occurrence] = []
+        self._next_ms = 0
 
     async def mind(self) -> None:
         """Look after the schedule until the process is told to stop."""
@@ -72,7 +74,7 @@ class Minder:
         """
         await self._desk.patience.call(self._desk.observe)
         now_ms = self._desk.now_ms()
-        occurrences = looked_at(self.schedule, now_ms)
+        occurrences = self._looked_at(now_ms)
         producers = [self.schedule.mark, *(occurrence.producer for occurrence in occurrences)]
         mark, *records = await self._desk.patience.call(lambda: self._desk.fanouts.records(producers))
         mark_ms = await self._known_mark(mark, now_ms)
@@ -89,6 +91,13 @@ class Minder:
             await self._work(occurrence)
         if occurrences and occurrences[-1].fire_ms > mark_ms:
             await self._set_mark(occurrences[-1].fire_ms)
+
+    def _looked_at(self, now_ms: int) -> list[Occurrence]:
+        """Return the last occurrences; they change with each fire time, and are looked at far more often."""
+        if not (self._looked and self._looked[-1].fire_ms <= now_ms < self._next_ms):
+            self._looked = looked_at(self.schedule, now_ms)
+            self._next_ms = self.schedule.next(now_ms).fire_ms
+        return self._looked
 
     async def _known_mark(self, record: FanOutRecord | None, now_ms: int) -> int:
         """Return up to when the schedule is decided; one that is new, or changed, begins now."""

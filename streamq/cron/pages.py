@@ -128,7 +128,7 @@ class Pages:
         limit = asyncio.timeout(limit_s)
         try:
             async with limit:
-                if inspect.iscoroutinefunction(entry.page):
+                if _is_async(entry.page):
                     return await entry.page(cursor)
                 given = await _in_thread(entry.page, cursor)
                 return await given if inspect.isawaitable(given) else given
@@ -174,6 +174,10 @@ class Pages:
             )
         pages = state.pages + 1
         return page.following if pages & (pages - 1) == 0 else state.anchor
+
+
+def _is_async(function: Callable[[str | None], Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 async def _in_thread(function: Callable[[str | None], Any], cursor: str | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamq.errors import BrokerUnavailable, QueueFull
@@ -21,6 +22,7 @@ _log = logging.getLogger("streamq.cron")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 15.0
+_SILENCE_S = 60.0
 
 
 class Stopped(Exception):
@@ -33,6 +35,7 @@ class Patience:
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
         self._waits_for = ""
+        self._silent_until = 0.0
 
     async def call(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Make a call that may be repeated until it succeeds.
@@ -88,8 +91,12 @@ class Patience:
             stopping.cancel()
 
     def _say(self, what: str, error: Exception) -> None:
-        if self._waits_for != what:
-            self._waits_for = what
+        if self._waits_for == what:
+            return
+        self._waits_for = what
+        # A full queue takes a call now and then; that it is full is told now and then, too.
+        if what == "redis.lost" or time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + _SILENCE_S
             event(_log, logging.WARNING, what, f"{error}; trying again", error=str(error))
 
     def _go_on(self) -> None:
