@@ -39,6 +39,7 @@ _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
 STUCK_S = 10.0
 """A handler that was interrupted and has not ended after this long does not heed it."""
+_INSIST_S = 1.0
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES = ((1, 128), (2, 128), (3, 128))
@@ -222,8 +223,9 @@ class Slots:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            call.interrupt()
-            await asyncio.wait({future})
+            while not future.done():
+                call.interrupt()  # again and again: a handler may swallow one
+                await asyncio.wait({future}, timeout=_INSIST_S)
             if not future.cancelled() and future.exception() is None:
                 return future.result()  # it was done before the exception reached it
             raise
