@@ -23,7 +23,9 @@ _LONGEST_KEY = 512
 class JobMaker:
     """Makes the jobs of one occurrence."""
 
-    def __init__(self, schedule: Schedule, occurrence: Occurrence, begun_ms: int, *, max_payload_bytes: int) -> None:
+    def __init__(
+        self, schedule: Schedule, occurrence: Occurrence, begun_ms: int, *, max_payload_bytes: int, spread: bool = True
+    ) -> None:
         """Work out what all its jobs have in common.
 
         Args:
@@ -31,9 +33,11 @@ class JobMaker:
             occurrence: Whose jobs they are.
             begun_ms: When the fan-out was begun.
             max_payload_bytes: The largest envelope.
+            spread: Whether the schedule's `scatter` counts.
         """
         spec = schedule.entry.handler
         self._schedule = schedule
+        self._is_spread = spread and schedule.scatter_ms > 0
         self._base_ms = schedule.base_ms(occurrence, begun_ms)
         self._prefix = f"{occurrence.name}:"
         self._digit = lane_digit(spec.priority)
@@ -62,7 +66,7 @@ class JobMaker:
             if reason:
                 refused.append(reason)
                 continue
-            if self._schedule.scatter_ms:
+            if self._is_spread:
                 job.delay_ms = max(0, self._base_ms + self._schedule.spread_ms(text) - now_ms)
             jobs.append(job)
         return jobs, refused

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamq.cron.occurrence import Occurrence, Schedule
     from streamq.cron.patience import Patience
 
-__all__ = ["MOST_USERS", "Page", "PageFailed", "Pages", "User"]
+__all__ = ["MOST_USERS", "Page", "PageFailed", "Pages", "User", "plain_user"]
 
 MOST_USERS = 100_000
 """The most users of one page: it is held in memory, and stored in Redis while it is enqueued."""
@@ -229,10 +229,11 @@ def _plain_users(ids: list[Any]) -> list[User]:
             pass  # one is not text that can be written; find out which
         else:
             return ids
-    return [_plain(user) for user in ids]
+    return [plain_user(user) for user in ids]
 
 
-def _plain(user: Any) -> User:
+def plain_user(user: Any) -> User:
+    """Return an id as it stands in a page; one that cannot be enqueued becomes the reason why."""
     if isinstance(user, bool) or not (isinstance(user, str | int | UUID) or type(user).__name__ == "ObjectId"):
         return {"refused": f"{_short(user)} is no user id: it is text, a whole number, a UUID or an ObjectId"}
     plain = int(user) if isinstance(user, int) else str(user)

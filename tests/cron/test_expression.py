@@ -131,7 +131,7 @@ class TestClockChanges:
         """The day has its run all the same."""
         (fire,) = fires_on(zone.skipped, zone.name, zone.spring)
         before = (fire.astimezone(UTC) - timedelta(minutes=1)).astimezone(zone.info)
-        assert f"{before:%z}" < f"{fire:%z}"
+        assert (before.utcoffset() or timedelta()) < (fire.utcoffset() or timedelta())
 
     def test_a_time_that_comes_twice_fires_the_first_time(self, zone):
         """The day has one run, not two."""

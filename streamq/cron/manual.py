@@ -1,0 +1,128 @@
+"""Enqueueing by hand: one user, those of a file, or all, as jobs of the hour that runs.
+
+The jobs have the ids that the hour's own fan-out gives them: who has a job of this hour that waits or runs gets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamq.broker.partition import CallRepeated
+from streamq.cron.jobs import JobMaker
+from streamq.cron.pages import plain_user
+from streamq.cron.program import fire_now
+from streamq.cron.service import desks, wanted_schedules
+from streamq.cron.userfile import BadLines, read_users
+from streamq.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from streamq.app import StreamQ
+    from streamq.broker.partition import NewJob
+    from streamq.cron.fanout import Desk
+    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.cron.pages import User
+    from streamq.settings import Settings
+
+__all__ = ["Enqueued", "manual_enqueue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What enqueueing by hand came to; the counts make up all users that were named."""
+
+    occurrence: Occurrence
+    added: int
+    duplicates: int
+    """Users whose job of another hour, or from elsewhere, still waits or runs."""
+    present: int
+    """Users whose job of this very hour still waits or runs, and those named twice."""
+
+    def __str__(self) -> str:
+        return f"{self.occurrence}: {self.added} added, {self.duplicates} duplicates, {self.present} already present"
+
+
+async def manual_enqueue(
+    settings: Settings,
+    app: StreamQ,
+    schedule: str,
+    *,
+    users: Sequence[Any] | None = None,
+    file: Path | None = None,
+) -> Enqueued:
+    """Enqueue jobs of a schedule's current occurrence by hand. Redis being away is waited for.
+
+    A user whose job of this occurrence has ended gets a new one under the same id; all users together (neither `users`
+    nor `file`) are fired as the hour fires them, so that a finished occurrence adds nothing.
+
+    Args:
+        settings: Where Redis is.
+        app: The application.
+        schedule: The name of the schedule.
+        users: The ids; nothing is enqueued unless every one is good.
+        file: CSV or NDJSON of ids; nothing is enqueued unless every line is good.
+
+    Raises:
+        BadInput: An id or a line is not good; nothing was enqueued, and the message names it.
+        ConfigurationError: There is no such schedule, or it or Redis cannot be used.
+        PageFailed: With all users: the page function failed.
+    """
+    (wanted,) = wanted_schedules(app, schedule)
+    if users is None and file is None:
+        (fired,) = await fire_now(settings, app, schedule=schedule)
+        state = fired.state
+        before = state.users - state.refused - state.duplicates - fired.added_here
+        return Enqueued(fired.occurrence, fired.added_here, state.duplicates, before)
+    named = read_users(file) if file is not None else [(0, user) for user in users or ()]
+    async with desks(settings, asyncio.Event()) as bureau:
+        desk = bureau.desk(wanted.entry.handler.queue)
+        await desk.patience.call(desk.observe)
+        occurrence = wanted.latest(desk.now_ms())[-1]
+        maker = JobMaker(wanted, occurrence, desk.now_ms(), max_payload_bytes=settings.max_payload_bytes, spread=False)
+        return await _enqueued(desk, wanted, occurrence, maker, _checked(named, maker, file))
+
+
+def _checked(named: Sequence[tuple[int, Any]], maker: JobMaker, file: Path | None) -> list[User]:
+    """Return the ids if every one can have a job."""
+    users: list[User] = []
+    bad = BadLines(file) if file is not None else None
+    for number, value in named:
+        user = plain_user(value)
+        _, refused = maker.make([user], 0)
+        if not refused:
+            users.append(user)
+        elif bad is None:
+            raise BadInput(f"nothing was enqueued: {refused[0]}")
+        else:
+            bad.add(number, refused[0])
+    if bad is not None:
+        bad.check()
+    return users
+
+
+async def _enqueued(
+    desk: Desk, schedule: Schedule, occurrence: Occurrence, maker: JobMaker, users: list[User]
+) -> Enqueued:
+    producer = f"manual:{schedule.name}:{secrets.token_hex(8)}"
+    results: list[str] = []
+    for number, start in enumerate(range(0, len(users), desk.call_size), 1):
+        jobs, _ = maker.make(users[start : start + desk.call_size], desk.now_ms())
+        results += await _call(desk, producer, number, jobs)
+    duplicates = sum(1 for result in results if result.startswith("d"))
+    return Enqueued(occurrence, results.count("n"), duplicates, results.count("p"))
+
+
+async def _call(desk: Desk, producer: str, number: int, jobs: list[NewJob]) -> Sequence[str]:
+    """Make a numbered call, as often as it takes for a reply to come."""
+    try:
+        added = await desk.patience.call(
+            lambda: desk.partition.add(producer, number, jobs, max_depth=desk.settings.max_depth)
+        )
+    except CallRepeated as repeated:
+        return repeated.results.split("\n") if repeated.results else "n" * len(jobs)
+    return added.results
