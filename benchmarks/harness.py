@@ -213,21 +213,20 @@ def run(benchmark: str, parts: Callable[[Scale], Sequence[Part]], arguments: Seq
     Returns:
         0 when every figure could be measured, whatever it is; else 1.
     """
-    options = _options(benchmark, arguments)
+    parser = _parser(benchmark)
+    options = parser.parse_args(arguments)
     report = Report(benchmark, Scale(options.quick))
-    chosen = [part for part in parts(report.scale) if not options.only or set(options.only) & set(part.measures)]
+    every = parts(report.scale)
+    unknown = set(options.only or ()) - {name for part in every for name in part.measures}
+    if unknown:
+        parser.error(f"there is no figure {', '.join(sorted(unknown))}")
+    chosen = [part for part in every if not options.only or set(options.only) & set(part.measures)]
     # Let go of servers and workers on the way out, as on an interrupt.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    begun, busy_before, own_before = time.monotonic(), _busy_s(), _own_s()
-    with _progress(len(chosen)) as say:
-        allowed_s = 0.0
-        for part in chosen:
-            say(", ".join(part.measures))
-            allowed_s += part.quick_s
-            report.time_is_up_at = begun + allowed_s if options.quick else math.inf
-            _measure(part, report)
-    others_s = (_busy_s() - busy_before) - (_own_s() - own_before)
-    report.other_load = max(0.0, others_s / (time.monotonic() - begun))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        _measure_all(chosen, report)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if options.json:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -235,12 +234,24 @@ def run(benchmark: str, parts: Callable[[Scale], Sequence[Part]], arguments: Seq
     return 1 if report.failures else 0
 
 
-def _options(benchmark: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser(benchmark: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes: done in 50 s")
     parser.add_argument("--only", action="append", metavar="NAME", help="measure this figure (repeat for more)")
-    return parser.parse_args(arguments)
+    return parser
+
+
+def _measure_all(parts: Sequence[Part], report: Report) -> None:
+    begun, busy_before, own_before, allowed_s = time.monotonic(), _busy_s(), _own_s(), 0.0
+    with _progress(len(parts)) as say:
+        for part in parts:
+            say(", ".join(part.measures))
+            allowed_s += part.quick_s
+            report.time_is_up_at = begun + allowed_s if report.scale.quick else math.inf
+            _measure(part, report)
+    others_s = (_busy_s() - busy_before) - (_own_s() - own_before)
+    report.other_load = max(0.0, others_s / (time.monotonic() - begun))
 
 
 def _measure(part: Part, report: Report) -> None:

@@ -75,7 +75,7 @@ class Child:
             subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=TREE,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
@@ -129,6 +129,11 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _python_path() -> str:
+    """Name the folder of this package first, also where the working directory does not count."""
+    return os.pathsep.join(filter(None, [str(TREE), os.environ.get("PYTHONPATH")]))
 
 
 def children_of(pid: int) -> list[int]:

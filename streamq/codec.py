@@ -85,7 +85,10 @@ def decode_envelope(raw: bytes) -> Envelope:
     Raises:
         ValueError: It is not one.
     """
-    return _DECODER.decode(raw)
+    try:
+        return _DECODER.decode(raw)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def encode_envelope(envelope: Envelope) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamq.job import State
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from streamq.mongo import Statuses
 
-__all__ = ["History", "JobStatus"]
+__all__ = ["Filter", "History", "JobStatus", "Page"]
 
 READ_LIMIT_S = 2.0
 COUNT_LIMIT_S = 30.0
@@ -21,6 +21,27 @@ COUNT_LIMIT_S = 30.0
 _NEWEST_FIRST = (("enqueued_at", -1), ("_id", -1))
 _LATEST_END_FIRST = (("finished_at", -1), ("_id", -1))
 _LONG_FIELDS = ("result",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which jobs to list; what is None or empty does not matter. Only fields that an index knows."""
+
+    states: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    user: str | None = None
+    since: datetime | None = None
+    """Enqueued then or later."""
+    until: datetime | None = None
+    """Enqueued before."""
+
+
+class Page(NamedTuple):
+    """A part of a list."""
+
+    jobs: list[JobStatus]
+    after: tuple[datetime, str] | None
+    """Where the next page begins; None on the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +86,7 @@ class JobStatus:
 
 
 _LIVE = frozenset(state.value for state in State if not state.is_terminal)
+_STATES = tuple(state.value for state in State)
 _FIELDS = frozenset(known.name for known in fields(JobStatus))
 
 
@@ -94,6 +116,23 @@ class History:
         found = await self._statuses.find({"_id": job_id}, limit=1, limit_s=READ_LIMIT_S)
         return status_of(found[0]) if found else None
 
+    async def page(self, which: Filter, *, limit: int, after: tuple[datetime, str] | None = None) -> Page:
+        """List jobs by the time of their enqueue, newest first.
+
+        A page begins behind a job, not at a number, so that none is shown twice or left out when new ones come in.
+        """
+        query = _times(which, after)
+        if which.user is not None:
+            query["user"] = which.user
+        if which.states or which.queues:
+            # The index of states begins with the queue: with all of them named, it can still give the order.
+            queues = which.queues or await self._statuses.queues(limit_s=READ_LIMIT_S)
+            query |= {"queue": {"$in": list(queues)}, "state": {"$in": list(which.states or _STATES)}}
+        found = await self._list(query, _NEWEST_FIRST, limit + 1)
+        last = found[limit - 1] if len(found) > limit else None
+        following = (last.enqueued_at, last.id) if last is not None and last.enqueued_at is not None else None
+        return Page(found[:limit], following)
+
     async def counts(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         """Count the jobs of each queue by state, of these queues and of all others that have a status.
 
@@ -111,6 +150,20 @@ class History:
     async def _list(self, query: dict[str, Any], sort: Sequence[tuple[str, int]], limit: int) -> list[JobStatus]:
         found = await self._statuses.find(query, sort=sort, limit=limit, without=_LONG_FIELDS, limit_s=READ_LIMIT_S)
         return [status_of(document) for document in found]
+
+
+def _times(which: Filter, after: tuple[datetime, str] | None) -> dict[str, Any]:
+    span: dict[str, Any] = {}
+    if which.since is not None:
+        span["$gte"] = which.since
+    if which.until is not None:
+        span["$lt"] = which.until
+    if after is None:
+        return {"enqueued_at": span} if span else {}
+    enqueued_at, job_id = after
+    behind = [{"enqueued_at": {"$lt": enqueued_at}}, {"enqueued_at": enqueued_at, "_id": {"$lt": job_id}}]
+    # The first line says nothing new, but it is what bounds the walk through the index.
+    return {"enqueued_at": {**span, "$lte": enqueued_at}, "$or": behind}
 
 
 def status_of(document: Mapping[str, Any]) -> JobStatus:

@@ -12,14 +12,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
 
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
@@ -75,6 +75,10 @@ SUCCESSORS: Mapping[State, frozenset[State]] = {
 """Every step that a job may take. A dead job that is replayed starts a new life under the same id."""
 
 
+_Whole = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""What every reader of JSON takes for the same whole number."""
+
+
 class Envelope(
     msgspec.Struct,
     omit_defaults=True,
@@ -87,25 +91,25 @@ class Envelope(
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
 
     handler: str
-    version: int = 1
+    version: _Whole = 1
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     key: str | None = None
     """The user or tenant that the job belongs to."""
-    attempt: int = 1
-    max_attempts: int = 0
+    attempt: _Whole = 1
+    max_attempts: _Whole = 0
     """0: the handler's own."""
-    deadline_ms: int = 0
+    deadline_ms: _Whole = 0
     """Server time after which the job is not started any more; 0: none."""
     occurrence: str | None = None
     """`schedule:fire time`, for a job that a schedule made."""
     dedup: str | None = None
-    dedup_window_ms: int = 0
+    dedup_window_ms: _Whole = 0
     """How long the dedup key stays taken after the job has ended."""
     headers: dict[str, str] = {}
-    starts: int = 0
+    starts: _Whole = 0
     """How often the job was put back into a lane: with the delivery number it makes the fence."""
-    keep_result_ms: int = 0
+    keep_result_ms: _Whole = 0
 
 
 class Delivery:
@@ -195,11 +199,18 @@ class Signal(Exception):
     """What a handler raises to ask for an outcome."""
 
 
+def _check_delay(what: str, delay: object) -> None:
+    if not isinstance(delay, timedelta):
+        raise TypeError(f"{what} takes a timedelta, and {delay!r} came")
+
+
 class Retry(Signal):
     """Run the job again after `delay` (`None`: the handler's back-off). The attempt counts."""
 
     def __init__(self, delay: timedelta | None = None, reason: str = "") -> None:
         super().__init__(reason or "the handler asked for a retry")
+        if delay is not None:
+            _check_delay("Retry", delay)
         self.delay = delay
 
 
@@ -208,6 +219,7 @@ class Snooze(Signal):
 
     def __init__(self, delay: timedelta, reason: str = "") -> None:
         super().__init__(reason or "the handler asked for a snooze")
+        _check_delay("Snooze", delay)
         self.delay = delay
 
 

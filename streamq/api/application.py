@@ -8,16 +8,17 @@ import re
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from streamq.api import v1
 from streamq.api.answers import Json, Problem, on_error, on_http_error, on_problem
 from streamq.api.gate import Gate, Headers
 from streamq.api.legacy import Desk
 from streamq.api.metrics import CONTENT_TYPE, metrics
+from streamq.api.paths import ANYTHING
 from streamq.api.stores import Stores
 from streamq.errors import ConfigurationError, StreamQError
 
@@ -121,23 +122,10 @@ def _limit(request: Request) -> int:
     return min(MOST, int(given[0][:9]) if len(given[0]) < 10 else MOST)
 
 
-class _Anything(Convertor[str]):
-    """The rest of a path, slashes and line ends included: a user id is just text."""
-
-    regex = r"[\s\S]+"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("anything", _Anything())
-
 _ROUTES = [
+    *v1.ROUTES,
     Route("/app/job-status/queue/stats", _stats),
-    Route("/app/job-status/status/user/{user_id:anything}", _user),
+    Route(f"/app/job-status/status/user/{{user_id:{ANYTHING}}}", _user),
     Route("/app/job-status/recent", _recent),
     Route("/app/job-status/failed", _failed),
     Route("/livez", _livez),

@@ -11,7 +11,7 @@ from streamq import __version__
 from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from streamq.api.stores import Stores, Tally
     from streamq.broker.inspection import Counts
@@ -30,39 +30,37 @@ async def metrics(stores: Stores) -> str:
     except StreamQError:
         counts = {}
     tally = await stores.tally() if stores.mongodb.is_up else None
-    queues = counts.items()
     families = [
         _family("streamq_build_info", "Version of streamq.", [({"version": __version__}, 1)]),
         _family("streamq_redis_up", "Whether Redis answered.", [({}, int(stores.redis.is_up))]),
         _family("streamq_mongodb_up", "Whether MongoDB answered.", [({}, int(stores.mongodb.is_up))]),
         _family("streamq_queue_jobs", "Jobs by state.", [*_live(counts), *_ended(tally)]),
-        _family(
-            "streamq_queue_oldest_wait_seconds",
-            "How long the job that waits longest has been waiting.",
-            [({"queue": queue}, count.oldest_wait_ms / 1000) for queue, count in queues],
-        ),
-        _family(
-            "streamq_queue_paused",
-            "Whether the queue is paused.",
-            [({"queue": queue}, int(count.pause is not None)) for queue, count in queues],
-        ),
-        _family(
-            "streamq_workers",
-            "Workers that are alive.",
-            [({"queue": queue}, count.workers_alive(stores.dead_after_ms)) for queue, count in queues],
-        ),
-        _family(
-            "streamq_outbox_entries",
-            "Entries that are not in the history yet.",
-            [({"queue": queue}, count.outbox) for queue, count in queues],
-        ),
-        _family(
-            "streamq_status_write_lag_seconds",
-            "Age of the oldest entry that is not in the history yet.",
-            [({"queue": queue}, count.outbox_age_ms / 1000) for queue, count in queues],
-        ),
     ]
+    for name, about, value in _OF_A_QUEUE:
+        samples = [({"queue": queue}, value(count, stores)) for queue, count in counts.items()]
+        families.append(_family(name, about, samples))
     return "".join(families)
+
+
+_OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
+    (
+        "streamq_queue_oldest_wait_seconds",
+        "How long the job that waits longest has been waiting.",
+        lambda counts, _: counts.oldest_wait_ms / 1000,
+    ),
+    ("streamq_queue_paused", "Whether the queue is paused.", lambda counts, _: int(counts.pause is not None)),
+    (
+        "streamq_workers",
+        "Workers that are alive.",
+        lambda counts, stores: counts.workers_alive(stores.dead_after_ms),
+    ),
+    ("streamq_outbox_entries", "Entries that are not in the history yet.", lambda counts, _: counts.outbox),
+    (
+        "streamq_status_write_lag_seconds",
+        "Age of the oldest entry that is not in the history yet.",
+        lambda counts, _: counts.outbox_age_ms / 1000,
+    ),
+)
 
 
 def _live(counts: Mapping[str, Counts]) -> Iterable[Sample]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from streamq.broker.inspection import Counts, DeadLetter, Inspection, Located
+from streamq.broker.orders import Orders
 from streamq.broker.server import Broker
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
@@ -128,12 +129,31 @@ class Stores:
         """Ask Redis what each queue holds."""
         return {queue: await self.redis.ask(view.counts) for queue, view in self._views.items()}
 
+    async def pause(self, queue: str, *, reason: str, by: str, for_ms: int) -> None:
+        """Let no worker start a job of a queue, for so long (0: until it is resumed)."""
+        now_ms = (await self.redis.ask(self._views[queue].counts)).now_ms
+        await self.redis.ask(self._orders(queue).pause, reason=reason, by=by, until_ms=now_ms + for_ms if for_ms else 0)
+
+    async def resume(self, queue: str) -> bool:
+        """Let workers start jobs of a queue again. Returns whether it was paused."""
+        return await self.redis.ask(self._orders(queue).resume)
+
+    def _orders(self, queue: str) -> Orders:
+        return Orders(self._wire, Keys(queue))
+
     async def ask_history(self, question: Callable[[History], Awaitable[T]]) -> T:
         """Ask MongoDB."""
         history = self._history
         if history is None:
             raise HistoryUnavailable("history is switched off")
         return await self.mongodb.ask(question, history)
+
+    async def live(self, job_id: str) -> JobStatus | None:
+        """Ask Redis for a live job, whichever queue it is in."""
+        for queue in self._views:
+            if place := (await self.locate(queue, [job_id])).get(job_id):
+                return _of_place(queue, place)
+        return None
 
     async def newest(self, limit: int) -> list[JobStatus]:
         """Ask Redis for the newest live jobs of all queues."""

@@ -54,13 +54,7 @@ def main(  # noqa: PLR0913 - the options of the command, one by one
             what was started is stopped again.
         Unavailable: The port is in use, or a server that the settings name cannot be reached.
     """
-    plan = Plan(
-        settings,
-        chosen_app(settings, app_path, demo=demo),
-        directory or Path(".streamq"),
-        demo_users(users, users_from, demo=demo),
-        port,
-        once,
-        as_json,
-    )
+    ids = demo_users(users, users_from, demo=demo)
+    path = chosen_app(settings, app_path, demo=demo)
+    plan = Plan(settings, path, directory or Path(".streamq"), ids, port, once, as_json)
     return asyncio.run(run(plan))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from streamq.parent import Role, child_environment, worker_role
 
 if TYPE_CHECKING:
+    from streamq.app import StreamQ
     from streamq.dev.ground import Servers
     from streamq.dev.plan import Plan
     from streamq.settings import Settings
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["roles"]
 
 
-def roles(plan: Plan, settings: Settings, servers: Servers) -> list[Role]:
-    """Return the roles of a plan: workers, API, recorder if there is a history, and cron.
+def roles(plan: Plan, app: StreamQ, servers: Servers) -> list[Role]:
+    """Return the roles of a plan: workers, API, recorder if there is a history, and cron if there is a schedule.
 
     With `once` there is no cron: the round fires the schedule itself, and the full hour coming in the middle of it would
     only confuse its figures.
     """
+    settings = app.settings
     program = [sys.executable, "-m", "streamq"]
     wanted = [worker_role(settings, plan.app_path), Role("api", [*program, "api"], overlap=False)]
     if settings.history:
         wanted.append(Role("recorder", [*program, "recorder"]))
-    if not plan.once:
+    if app.cron_entries and not plan.once:
         wanted.append(Role("cron", [*program, "cron", plan.app_path]))
     environment = child_environment(settings) | _found(settings, servers)
     return [dataclasses.replace(role, env=environment) for role in wanted]

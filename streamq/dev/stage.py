@@ -172,7 +172,7 @@ class _Stage:
         output = self._screen.output()
         logs.configure(self._settings.log_level, self._settings.log_format, stream=output.stream_of("parent"))
         return Parent(
-            roles(self._plan, self._settings, self._servers),
+            roles(self._plan, self._app, self._servers),
             directory=self._plan.directory,
             hooks=Hooks(guardian=guardian(self._settings)),
             pace=Pace(beat_ms=self._settings.beat_ms),

@@ -96,7 +96,7 @@ def recorded(queue: str, entry: OutboxEntry, job_id: str, raw: bytes) -> StatusW
         record = _DECODER.decode(raw)
         fields = _common(queue, record, entry)
         fields |= _times(record, entry.version >> _VERSION_SHIFT) | _outcome(record)
-        attempts = [_attempt(record, entry)] if record.begun_ms or record.error else []
+        attempts = [_attempt(record, entry)] if _was_tried(record) else []
     except (ValueError, OverflowError, OSError, RecursionError) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
     return StatusWrite(job_id, entry.version, False, fields, attempts, raw)
@@ -217,6 +217,11 @@ def _result(raw: bytes) -> dict[str, Any]:
     if why := unstorable(value):
         return {"result_error": f"the result is not in the history: {why}"}
     return {"result": value}
+
+
+def _was_tried(record: Record) -> bool:
+    """Tell whether somebody began to run the job. One that took its workers down with it could not say when."""
+    return record.begun_ms > 0 or (record.error is not None and record.state in (State.DEAD, State.RETRYING))
 
 
 def _attempt(record: Record, entry: OutboxEntry) -> dict[str, Any]:

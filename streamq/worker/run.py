@@ -31,6 +31,7 @@ from streamq.job import (
     Snooze,
     Snoozed,
 )
+from streamq.retry import RetryPolicy
 from streamq.worker.threads import JobInterrupted
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = ["PARK_MS", "RunningJob", "Stop", "interrupted", "run", "verdict"]
 PARK_MS = 5_000
 """A job that this worker cannot run waits that long, and is offered to all workers again."""
 
+_PLAIN_RETRY = RetryPolicy()
+_LONGEST_DELAY_MS = 100 * 365 * 86_400_000
 _LONGEST_MESSAGE = 2_000
 _LONGEST_TRACEBACK = 16_000
 
@@ -103,7 +106,7 @@ async def run(job: RunningJob) -> Outcome:
     try:
         return Completed(await job.call(job))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
-        return _stopped(job, error) or _asked_for(job, error) or _failed(job, error)
+        return _stopped(job, error) or _asked_for(job, error) or _again(job, _failure(error), error)
 
 
 def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:
@@ -121,7 +124,7 @@ def interrupted(job: RunningJob) -> Outcome:
             late = Failure("JobTimeout", f"ran longer than its timeout of {limit_s:g} s")
             return _again(job, late, TimeoutError(late.message))
         case Stop.CANCEL:
-            return Cancelled(job.stop_reason)
+            return Cancelled(_clean(job.stop_reason))
         case Stop.LEASE_LOST:
             return Dropped()
         case Stop.SHUTDOWN | None:
@@ -132,19 +135,15 @@ def _asked_for(job: RunningJob, error: BaseException) -> Outcome | None:
     """Tell what the handler asked for, if it raised one of our signals."""
     match error:
         case Retry(delay=delay) if delay is not None and job.envelope.attempt < job.max_attempts:
-            return Retrying(max(0, to_ms(delay)), _failure(error))
+            return Retrying(_bounded_ms(to_ms(delay)), _failure(error))
         case Snooze():
-            return Snoozed(max(0, to_ms(error.delay)), str(error))
+            return Snoozed(_bounded_ms(to_ms(error.delay)), _message(error))
         case Cancel():
-            return Cancelled(str(error))
+            return Cancelled(_message(error))
         case Fail():
             return Dead(_failure(error))
         case _:
             return None
-
-
-def _failed(job: RunningJob, error: BaseException) -> Outcome:
-    return _again(job, _failure(error), error)
 
 
 def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
@@ -152,8 +151,16 @@ def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
     attempt = job.envelope.attempt
     if attempt >= job.max_attempts:
         return Dead(failure)
-    delay_ms = job.spec.retry.delay_ms(attempt, error)
-    return Dead(failure) if delay_ms is None else Retrying(delay_ms, failure)
+    try:
+        delay_ms = job.spec.retry.delay_ms(attempt, error)
+    except Exception as fault:  # noqa: BLE001 - a custom back-off is the user's code; the job must not be lost by it
+        failure.message = f"{failure.message} [its back-off failed too: {_message(fault)}]"
+        delay_ms = _PLAIN_RETRY.delay_ms(attempt, error)
+    return Dead(failure) if delay_ms is None else Retrying(_bounded_ms(delay_ms), failure)
+
+
+def _bounded_ms(delay_ms: int) -> int:
+    return min(max(0, delay_ms), _LONGEST_DELAY_MS)
 
 
 def _failure(error: BaseException) -> Failure:
@@ -163,10 +170,22 @@ def _failure(error: BaseException) -> Failure:
     top = own[-1] if own else None
     place = f"{top.filename}:{top.name}" if top else ""
     kind = type(error).__qualname__
-    text = "".join(traceback.format_list(own)) if own and not isinstance(error, Signal) else ""
+    text = _clean("".join(traceback.format_list(own))) if own and not isinstance(error, Signal) else ""
     mark = hashlib.sha256(f"{kind}|{place}".encode(errors="replace")).hexdigest()[:12]
-    message = str(error).encode(errors="replace").decode()
-    return Failure(kind, message[:_LONGEST_MESSAGE], text[-_LONGEST_TRACEBACK:], mark)
+    return Failure(_clean(kind), _message(error), text[-_LONGEST_TRACEBACK:], mark)
+
+
+def _message(error: BaseException) -> str:
+    """Return what an exception says, as far as it can be told."""
+    try:
+        return _clean(str(error))[:_LONGEST_MESSAGE]
+    except Exception as fault:  # noqa: BLE001 - the exception's class is the user's
+        return f"its message cannot be shown: {type(fault).__qualname__} in __str__"
+
+
+def _clean(text: str) -> str:
+    """Replace what has no UTF-8 form: a file name may hold such."""
+    return text.encode(errors="replace").decode()
 
 
 def verdict(  # noqa: PLR0911 - a list of reasons, one return each

@@ -37,21 +37,38 @@ class ThreadCall:
                 raise JobInterrupted
             self._thread_id = threading.get_ident()
         try:
+            return self._run()
+        except JobInterrupted:
+            self._leave()  # should it have come on the way out, before `_leave` had begun
+            raise
+
+    def _run(self) -> Any:
+        try:
             return self._function(*self._args, **self._kwargs)
+        except StopIteration as error:  # a future cannot carry it; a coroutine turns it into this, too
+            raise RuntimeError("the handler raised StopIteration") from error
         finally:
             self._leave()
 
     def _leave(self) -> None:
-        """End the call so that an interruption which comes just now hits neither the pool nor the next call."""
+        """End the call so that an interruption which comes just now hits neither the pool nor the next call.
+
+        One that waits to be raised is not called off but replaced and met here: before Python 3.12 calling it off leaves
+        the interpreter looking for it for ever, which slows every thread, and stops those that are traced.
+        """
+        replaced = False
         while True:
             try:
                 with self._lock:
-                    thread_id, self._thread_id = self._thread_id, None
-                    if self._interrupted and thread_id is not None:
-                        _raise_in(thread_id, None)
+                    self._thread_id = None
+                if replaced or not self._interrupted:
+                    return
+                replaced = True
+                _raise_in(threading.get_ident(), JobInterrupted)
+                while True:
+                    pass
             except JobInterrupted:
                 continue
-            return
 
     def interrupt(self) -> None:
         """Raise `JobInterrupted` in it. A call into C code hears it when that returns."""
@@ -61,10 +78,9 @@ class ThreadCall:
                 _raise_in(self._thread_id, JobInterrupted)
 
 
-def _raise_in(thread_id: int, kind: type[BaseException] | None) -> None:
-    """Have a thread raise an exception at its next instruction, or forget the one that waits.
+def _raise_in(thread_id: int, kind: type[BaseException]) -> None:
+    """Have a thread raise an exception at its next instruction, instead of one that may wait there already.
 
     See https://docs.python.org/3/c-api/init.html#c.PyThreadState_SetAsyncExc.
     """
-    what = ctypes.py_object(kind) if kind is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), what)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind))

@@ -75,10 +75,13 @@ class Dev:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until it says something."""
-        found = self.eventually(
-            lambda: re.search(pattern, self.out + self.err), f"it says {pattern!r}", timeout=PATIENCE_S
-        )
-        assert isinstance(found, re.Match)
+
+        def found_or_over() -> Any:
+            return re.search(pattern, self.out + self.err) or self.started[-1].poll() is not None
+
+        self.eventually(found_or_over, f"it says {pattern!r}", timeout=PATIENCE_S)
+        found = re.search(pattern, self.out + self.err)
+        assert found, f"it ended without saying {pattern!r}:\n{self.out}{self.err}"
         return found
 
     def pid_of(self, child: str) -> int:

@@ -89,6 +89,18 @@ def test_ctrl_c_stops_everything_that_was_started_and_nothing_else(dev: Dev):
     assert dev.servers_run() == [True, False]
 
 
+def test_an_application_without_a_schedule_runs_without_cron(dev: Dev):
+    """Cron would find nothing to do, and end everything with it."""
+    (dev.folder / "plain.py").write_text("from streamq import StreamQ\napp = StreamQ()\n")
+    process = dev.start("plain")
+    dev.wait_for("shells ")
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(PATIENCE_S) == 0
+    assert "cron.1" not in dev.err
+
+
 def test_a_round_that_is_interrupted_says_so_and_the_next_one_with_other_users_is_whole(dev: Dev):
     """The jobs that are left over belong to users that are gone, and end without being counted."""
     process = dev.start("--demo", "--users", "300", "--once", "--json")

@@ -9,18 +9,22 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import orjson
 import pytest
 
+from streamq.api import create_app
 from streamq.broker.inspection import Inspection
 from streamq.broker.outbox import Outbox
 from streamq.broker.server import Broker
 from streamq.keys import GROUP, LANES, Keys
 from streamq.mongo import Mongo, Statuses
 from streamq.recorder import Recorder
+from streamq.recorder.documents import merged, recorded
+from streamq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
 # The present, since MongoDB deletes what is past its expiry also during a test.
@@ -143,3 +147,55 @@ def recording() -> Callable[[Hand, Statuses], AbstractAsyncContextManager[Record
             await task
 
     return run
+
+
+@pytest.fixture
+def serving() -> Callable[[Settings], AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """Give a context in which the API runs, and in it a client that has the token of the settings."""
+
+    @contextlib.asynccontextmanager
+    async def serve(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(settings)
+        headers = {b"authorization": f"Bearer {settings.api_token}".encode()}
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client,
+        ):
+            yield client
+
+    return serve
+
+
+@pytest.fixture
+def settings(redis_url: str, mongodb_url: str, mongo_database: str, queue_name: str) -> Settings:
+    """Make the settings of the servers of the test."""
+    return Settings(
+        redis_url=redis_url,
+        mongodb_url=mongodb_url,
+        mongodb_database=mongo_database,
+        queues=(queue_name,),
+        api_token="token-of-the-tests",
+    )
+
+
+@pytest.fixture
+async def client(settings: Settings, statuses: Statuses, serving: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of the API that has the token."""
+    async with serving(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def store(hand: Hand, outbox: Outbox) -> Callable[..., Awaitable[None]]:
+    """Put records into the history, as the recorder does."""
+
+    async def store(statuses: Statuses, *records: Any) -> None:
+        await hand.finish(*records)
+        entries = await outbox.read(limit=100)
+        await statuses.write(
+            merged(recorded(hand.keys.queue, entry, job, raw) for entry in entries for job, raw in entry.records)
+        )
+        await outbox.ack([entry.id for entry in entries])
+
+    return store

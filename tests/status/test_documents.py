@@ -91,10 +91,11 @@ def test_how_long_a_status_is_kept_depends_on_how_the_job_ended(state, days):
 
 
 def test_a_job_that_never_began_has_no_attempt():
-    """It expired in the queue: nobody ran it."""
-    write = status(s="expired", e=E_MS, f=F_MS)
-    assert write.attempts == []
-    assert "started_at" not in write.fields
+    """It expired or was cancelled in the queue: nobody ran it."""
+    for write in (status(s="expired", e=E_MS, f=F_MS), status(s="cancelled", x={"t": "Cancelled", "m": "not needed"})):
+        assert write.attempts == []
+        assert "started_at" not in write.fields
+    assert len(status(s="dead", x={"t": "Crashed"}).attempts) == 1, "it took its worker down before that could report"
 
 
 def test_only_the_first_attempt_says_how_long_the_job_waited():

@@ -1,0 +1,872 @@
+"""A model of a partition and the real one, side by side: after every step a job is in exactly one place.
+
+The rules say what producers, workers, parents and operators do, in any order, also what they do twice because a reply
+was lost, and what a worker says that was thought to be dead. The model predicts each reply. A failing run is printed
+as a program of rule calls; make an ordinary test of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+import redis
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from streamq.broker.orders import Orders
+from streamq.broker.partition import CallRepeated, NewJob, Partition, Report, Unregistered
+from streamq.broker.server import Broker
+from streamq.codec import decode_envelope, encode_envelope
+from streamq.errors import BrokerUnavailable, JobNotFound
+from streamq.job import Cancelled, Completed, Dead, Delivery, Envelope, Expired, Failure, Outcome, Retrying, Snoozed
+from streamq.keys import HANDBACK, LANES
+from streamq.worker.settle import add_to_report, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from streamq.embedded import RedisServer
+
+EXAMPLES = int(os.environ.get("STREAMQ_TEST_EXAMPLES", "500"))
+STEPS = 50
+
+# ---- what the rules choose from: few names, so that they meet often
+
+NAMES = [f"job{number}" for number in range(6)]
+LOCKS = ["k0", "k1"]
+LONG_MS = 3_600_000
+ORDERS_OF_READING = [
+    [(digit, 128) for digit in range(1, 7)],
+    [(digit, 128) for digit in range(6, 0, -1)],
+    [(5, 1), (2, 128), (1, 1)],
+]
+FAILURE = Failure("ValueError", "no")
+OUTCOMES: list[Outcome] = [
+    Completed(42), Retrying(LONG_MS, FAILURE), Snoozed(LONG_MS), Retrying(0, FAILURE), Snoozed(0),
+    Dead(FAILURE), Cancelled("enough"), Expired(),
+]  # fmt: skip
+
+places = st.integers(0, 5)
+few = st.integers(0, 3)
+wants = st.sampled_from([2, 1, 3, 0])
+seldom = st.sampled_from([False, False, False, True])
+new_jobs = st.tuples(places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans())
+"""Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result."""
+outcomes = st.lists(st.sampled_from(OUTCOMES), max_size=3)
+
+PickedJob = tuple[int, int, bool, int, bool, bool]
+Shares = list[tuple[int, int]]
+
+
+# ---- the model
+
+
+@dataclass
+class Live:
+    """A job that has not ended."""
+
+    id: str
+    digit: int
+    lock: str | None = None
+    window: bool = False
+    keep: bool = False
+    token: str | None = None
+    """None until it is looked up: Redis makes the ids of entries."""
+    is_delayed: bool = False
+    is_due: bool = False
+    holder: str | None = None
+    delivery: int = 0
+    crashes: int = 0
+    fence: int = 0
+
+    @property
+    def entry(self) -> str:
+        """The id of its entry."""
+        return (self.token or "")[1:].partition("*")[0]
+
+
+@dataclass
+class Model:
+    """What must be true of the partition."""
+
+    live: dict[str, Live] = field(default_factory=dict)
+    ends: Counter[str] = field(default_factory=Counter)
+    """How often a job of that name has ended."""
+    locks: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    """Dedup key to the job that holds it, and whether only for the window after its end."""
+    books: dict[str, int] = field(default_factory=dict)
+    """Worker to 2: lives, 1: its last beat is old, 0: given up."""
+    is_paused: bool = False
+    letters: Counter[str] = field(default_factory=Counter)
+
+    def end(self, name: str) -> None:
+        """A job ends, and its dedup key with it."""
+        job = self.live.pop(name)
+        self.ends[name] += 1
+        if job.lock and self.locks.get(job.lock) == (name, False):
+            if job.window:
+                self.locks[job.lock] = (name, True)
+            else:
+                del self.locks[job.lock]
+
+    def hand_back(self, job: Live) -> None:
+        """A delivery is free to take."""
+        job.holder = HANDBACK
+        self.books[HANDBACK] = 0
+
+
+class Seen:
+    """Everything that lies in the partition, at one moment."""
+
+    def __init__(self, raw: list[Any]) -> None:
+        index, delayed, payload, workers, outbox, dead, pause, lanes, keys = raw
+        self.raw = raw
+        self.index = _pairs(index)
+        self.delayed = {_text(name) for name in delayed[::2]}
+        self.payload = set(_pairs(payload))
+        self.workers = {_text(name): float(beat) for name, beat in zip(workers[::2], workers[1::2], strict=True)}
+        self.outbox = [(_text(fields[0]), _pairs(fields[2:])) for _, fields in outbox]
+        self.dead = [(_text(entry), _pairs(fields)) for entry, fields in dead]
+        self.is_paused = bool(pause)
+        self.entries: dict[int, dict[str, str | None]] = {}
+        """Lane digit to entry id to the job's name; None: a wake-up entry."""
+        self.held: dict[int, dict[str, str]] = {}
+        self.unread: dict[int, list[str | None]] = {}
+        self.lost: list[str] = []
+        for digit, (entries, held, last) in enumerate(lanes, 1):
+            here = {_text(entry): _text(f[1]) if f[0] == b"j" else None for entry, f in entries}
+            self.entries[digit] = here
+            self.held[digit] = {_text(row[0]): _text(row[1]) for row in held}
+            waiting = [entry for entry in here if _order(entry) > _order(_text(last))]
+            self.unread[digit] = [here[entry] for entry in waiting]
+            self.lost += [f"{digit}{entry}" for entry in set(here) - set(self.held[digit]) - set(waiting)]
+        self.ttl = {_text(name): ttl for name, ttl in zip(keys[::2], keys[1::2], strict=True)}
+
+
+LOOK = """
+local function last(stream)
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    if group[2] == 'g' then return group[8] end
+  end
+end
+local lanes, keys = {}, {}
+for i = 1, 6 do
+  local held = {}
+  for at, row in ipairs(redis.call('XPENDING', KEYS[i], 'g', '-', '+', 999)) do held[at] = {row[1], row[2]} end
+  lanes[i] = {redis.call('XRANGE', KEYS[i], '-', '+'), held, last(KEYS[i])}
+end
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  keys[#keys + 1] = name
+  keys[#keys + 1] = redis.call('PTTL', name)
+end
+return {redis.call('HGETALL', KEYS[7]), redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES'), redis.call('HGETALL', KEYS[9]),
+  redis.call('ZRANGE', KEYS[10], 0, -1, 'WITHSCORES'), redis.call('XRANGE', KEYS[11], '-', '+'),
+  redis.call('XRANGE', KEYS[12], '-', '+'), redis.call('HGET', KEYS[13], 'queue'), lanes, keys}
+"""
+"""A script: one look is one moment, and a tenth of the time that twenty commands take."""
+
+STRUCTURE = re.compile(
+    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause)"
+)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode()
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _order(entry: str) -> tuple[int, int]:
+    ms, _, sequence = entry.partition("-")
+    return int(ms), int(sequence)
+
+
+class Bench:
+    """The real server, and an event loop for the calls; shared by all examples."""
+
+    def __init__(self, url: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.broker = Broker(url, timeout_s=5.0)
+        self.partition: Partition = self.broker.partition("q")
+        self.redis: Any = redis.Redis.from_url(url)
+        keys = self.partition.keys
+        self.look_keys = [
+            *keys.lanes, keys.index, keys.delayed, keys.payload, keys.workers, keys.outbox, keys.dead, keys.pause,
+        ]  # fmt: skip
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """Await a call."""
+        return self.loop.run_until_complete(call)
+
+    def look(self) -> Seen:
+        """See everything at once."""
+        return Seen(self.redis.eval(LOOK, len(self.look_keys), *self.look_keys))
+
+    def close(self) -> None:
+        """Close everything."""
+        self.run(self.partition.wire.close())
+        self.run(self.broker.close())
+        self.redis.close()
+        self.loop.close()
+
+
+# ---- the rules
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Producers, workers, parents and operators, and what may happen to them.
+
+    Each run leaves out some rules by their names, to go deep elsewhere. Those without which nothing happens therefore
+    stand under several names.
+    """
+
+    bench: Bench
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench.redis.flushdb()
+        self.partition = self.bench.partition
+        self.orders = Orders(self.partition.wire, self.partition.keys)
+        self.model = Model()
+        self.seen: Seen
+        self.names: list[str] = []
+        self.known: dict[str, dict[str, Delivery]] = defaultdict(dict)
+        """What each worker has in its memory."""
+        self.markers: dict[str, list[Any]] = defaultdict(list)
+        """Wake-up entries that each worker has read, for its next report."""
+        self.thrown_away: set[tuple[int, bytes]] = set()
+        """Those of the report that is under way."""
+        self.history: list[tuple[str, Delivery]] = []
+        self.calls = 0
+        self.last_call: tuple[list[NewJob], list[str]] = ([], [])
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """Await a call."""
+        return self.bench.run(call)
+
+    def look(self) -> None:
+        """Compare with the server, and learn the ids that it made."""
+        self.seen = self.bench.look()
+        for name, job in self.model.live.items():
+            if job.token is None:
+                job.token = self.seen.index[name]
+                assert job.token == "z" if job.is_delayed else re.fullmatch(rf"{job.digit}\d+-\d+", job.token)
+
+    def worker(self, number: int) -> str:
+        """Choose a worker: mostly one that lives, and one in four times any that ever was."""
+        living = [name for name in self.names if self._lives(name)]
+        names = living if living and number < 3 else self.names
+        return names[-1 - number % len(names)]
+
+    def holder(self, number: int) -> str:
+        """Choose a worker that has jobs in its memory, if there is one; one in four times any."""
+        busy = [name for name in self.names if self.known[name]]
+        return busy[-1 - number % len(busy)] if busy and number < 3 else self.worker(number)
+
+    def get_busy(self) -> None:
+        """See to it that a worker lives and has a job in its memory: without, most of what may happen is nothing."""
+        if not any(self._lives(name) for name in self.names):
+            self.join()
+        if not any(self.known[name] for name in self.names if self._lives(name)):
+            if not any(any(waiting) for waiting in self.seen.unread.values()):
+                self.add([(1, 1 + self.calls % 6, False, self.calls % 3 - 1, self.calls % 2 == 0, False)])
+            self._cycle(self.worker(0), [], want=2)
+
+    @initialize()
+    def first_worker(self) -> None:
+        """Make the groups."""
+        self.join()
+
+    # Producers.
+
+    @rule(picked=st.lists(new_jobs, min_size=1, max_size=3))
+    def add(self, picked: list[PickedJob]) -> None:
+        """Enqueue up to three jobs in one call."""
+        self.calls += 1
+        jobs, expected = [], []
+        for place, digit, is_delayed, lock, window, keep in picked:
+            name, key = self._name(place), LOCKS[lock] if lock >= 0 else None
+            job = Live(name, digit, key, window, keep, is_delayed=is_delayed)
+            envelope = Envelope("h", dedup=key, dedup_window_ms=LONG_MS * window, keep_result_ms=LONG_MS * keep)
+            jobs.append(NewJob(name, digit, encode_envelope(envelope), LONG_MS * is_delayed, key))
+            expected.append(self._added(job))
+        added = self.run(self.partition.add("p", self.calls, jobs, cursor="here"))
+        assert list(added.results) == expected
+        self.last_call = (jobs, expected)
+        self.look()
+
+    @rule(picked=st.lists(new_jobs, min_size=1, max_size=3))
+    def add_more(self, picked: list[PickedJob]) -> None:
+        """Enqueue, as above."""
+        self.add(picked)
+
+    def _name(self, place: int) -> str:
+        """Choose a name: mostly one that no living job has."""
+        free = [name for name in NAMES if name not in self.model.live]
+        return free[place % len(free)] if free and place else NAMES[place]
+
+    def _added(self, job: Live) -> str:
+        model = self.model
+        if job.id in model.live:
+            return "p"
+        if job.lock is not None:
+            if job.lock in model.locks:
+                return "d" + model.locks[job.lock][0]
+            model.locks[job.lock] = (job.id, False)
+        model.live[job.id] = job
+        return "n"
+
+    @precondition(lambda self: self.calls)
+    @rule()
+    def repeat_add(self) -> None:
+        """The reply was lost, and the producer repeats its call; whatever became of the jobs meanwhile."""
+        jobs, results = self.last_call
+        with pytest.raises(CallRepeated) as repeated:
+            self.run(self.partition.add("p", self.calls, jobs, cursor="here"))
+        said = repeated.value
+        assert (said.last, said.cursor) == (self.calls, "here")
+        assert said.results == ("" if set(results) == {"n"} else "\n".join(results))
+        self.nothing_changed()
+
+    # Workers.
+
+    @rule(number=few, outcomes=outcomes, want=wants, order=st.sampled_from(ORDERS_OF_READING), lost=seldom)
+    def work(self, number: int, outcomes: list[Outcome], want: int, order: Shares, lost: bool) -> None:
+        """Finish jobs, renew the others, read more. If the reply is lost the report is said again."""
+        self.get_busy()
+        name = self.holder(number) if outcomes else self.worker(number)
+        ended = list(zip(self.known[name].values(), outcomes, strict=False))
+        self._cycle(name, ended, want=want, order=order, lost=lost)
+        if lost:
+            self._cycle(name, ended)
+
+    @rule(number=few, outcomes=outcomes, want=wants, order=st.sampled_from(ORDERS_OF_READING), lost=seldom)
+    def work_on(self, number: int, outcomes: list[Outcome], want: int, order: Shares, lost: bool) -> None:
+        """Work, as above."""
+        self.work(number, outcomes, want, order, lost)
+
+    @rule(number=few, outcomes=outcomes, want=wants, order=st.sampled_from(ORDERS_OF_READING), lost=seldom)
+    def work_more(self, number: int, outcomes: list[Outcome], want: int, order: Shares, lost: bool) -> None:
+        """Work, as above."""
+        self.work(number, outcomes, want, order, lost)
+
+    @precondition(lambda self: self.history)
+    @rule(number=few, age=st.integers(0, 20), outcome=st.sampled_from(OUTCOMES))
+    def settle_as_zombie(self, number: int, age: int, outcome: Outcome) -> None:
+        """Finish whatever anybody ever held."""
+        self.get_busy()
+        _, delivery = self.history[-1 - age % len(self.history)]
+        self._cycle(self.worker(number), [(delivery, outcome)])
+
+    def join(self) -> None:
+        """Register a worker under a new name."""
+        name = f"w{len(self.names)}"
+        self.run(self.partition.register(name))
+        self.names.append(name)
+        self.model.books[name] = 2
+        with pytest.raises(Unregistered):
+            self.run(self.partition.register(name))
+        self.look()
+
+    @rule(number=few, how=st.sampled_from(["leave", "fall silent", "be buried"]))
+    def go(self, number: int, how: str) -> None:
+        """A worker ends in order, or dies."""
+        self.get_busy()
+        name = self.holder(number)
+        if how == "leave":
+            self._leave(name)
+        elif how == "be buried":
+            assert self.run(self.partition.bury([name])) == (name in self.model.books)
+            if name in self.model.books:
+                self.model.books[name] = 0
+        elif self._lives(name):
+            self.bench.redis.zadd(self.partition.keys.workers, {name: 1}, xx=True)
+            self.model.books[name] = 1
+        self.look()
+
+    def _leave(self, name: str) -> None:
+        self.run(self.partition.leave(name))
+        for job in self._held_by(name):
+            self.model.hand_back(job)
+        if name in self.seen.held[1].values():
+            self.model.books[HANDBACK] = 0  # wake-up entries are handed back as well
+        self.model.books.pop(name, None)
+        self._forget(name)
+
+    @rule(number=few, first=few, count=st.integers(1, 2))
+    def release(self, number: int, first: int, count: int) -> None:
+        """Hand back what the worker was ever given, as far as it is still its own."""
+        self.get_busy()
+        name = self.holder(number)
+        given = [delivery for owner, delivery in self.history if owner == name][::-1][first : first + count]
+        released = self.run(self.partition.release(name, given))
+        ours = [delivery for delivery in given if self._is_current(delivery)] if self._lives(name) else []
+        assert released == len(ours)
+        for delivery in ours:
+            self.model.hand_back(self.model.live[_text(delivery.id)])
+        for delivery in given:
+            self.known[name].pop(_text(delivery.id), None)
+        self.look()
+
+    @rule(number=few)
+    def strays(self, number: int) -> None:
+        """After a lost reply: hand back what never arrived."""
+        self.get_busy()
+        name = self.worker(number)
+        self._cycle(name, [], want=1, lost=True)
+        held = [delivery.token for delivery in self.known[name].values()]
+        handed = self.run(self.partition.strays(name, held))
+        if not self._lives(name):
+            assert handed == 0
+            return
+        known = {_text(token).partition("*")[0] for token in held}
+        lost = [
+            self.seen.entries[digit][entry]
+            for digit, here in self.seen.held.items()
+            for entry, owner in here.items()
+            if owner == name and f"{digit}{entry}" not in known
+        ]
+        assert handed == len(lost)
+        if lost:
+            self.model.books[HANDBACK] = 0
+        for job in lost:
+            if job is not None:
+                self.model.hand_back(self.model.live[job])
+        self.look()
+
+    # Those who watch over workers, and time.
+
+    @rule(numbers=st.lists(few, min_size=1, max_size=2))
+    def vouch(self, numbers: list[int]) -> None:
+        """A parent beats for its children, and keeps the deliveries of one that is busy."""
+        names = [self.worker(number) for number in numbers]
+        kept = [owner for here in self.seen.held.values() for owner in here.values() if owner == names[0]]
+        assert self.run(self.partition.renew(names[0])) == (len(kept) if self._lives(names[0]) else 0)
+        self.nothing_changed()
+        fenced = self.run(self.partition.beat(names))
+        assert fenced == [name for name in names if not self._lives(name)]
+        for name in set(names) - set(fenced):
+            self.model.books[name] = 2
+        self.look()
+
+    @rule(digit=st.integers(1, 6), every=st.integers(1, 2))
+    def sweep(self, digit: int, every: int) -> None:
+        """Time passes for all, or every second, of a lane's deliveries; then the lane is swept."""
+        self.get_busy()
+        digit = next((d for d in (digit, *range(1, 7)) if self.seen.held[d]), digit)
+        lane, over = self.partition.keys.lanes[digit - 1], list(self.seen.held[digit].items())[::every]
+        for entry, owner in over:
+            self.bench.redis.xclaim(lane, "g", owner, 0, [entry], idle=2 * LONG_MS, justid=True)
+        answer = self.run(self.partition.sweep(digit, lease_ms=LONG_MS, cursor=b"0-0"))
+        swept = [self.seen.entries[digit][entry] for entry, _ in over]
+        assert answer == (b"0-0", sum(name is not None for name in swept), 0)
+        for name in swept:
+            if name is not None:
+                job = self.model.live[name]
+                self.model.hand_back(job)
+                job.delivery += 1
+                job.token = f"{digit}{job.entry}*{job.delivery}*{job.crashes}"
+        self.look()
+
+    @precondition(lambda self: self.seen.delayed or any(window for _, window in self.model.locks.values()))
+    @rule(number=places)
+    def let_time_pass(self, number: int) -> None:
+        """For a delayed job, and for the windows of dedup keys."""
+        delayed = [job for job in self.model.live.values() if job.is_delayed]
+        if delayed:
+            job = delayed[number % len(delayed)]
+            job.is_due = True
+            self.bench.redis.zadd(self.partition.keys.delayed, {job.id: 1}, xx=True)
+        for lock, (_, is_window) in list(self.model.locks.items()):
+            if is_window:
+                del self.model.locks[lock]
+                self.bench.redis.delete(self.partition.keys.dedup(lock))
+        self.look()
+
+    # Operators.
+
+    @precondition(lambda self: self.model.live)
+    @rule(number=st.integers(0, 6))
+    def cancel(self, number: int) -> None:
+        """Cancel a job that lives, or seldom one that does not."""
+        living = sorted(self.model.live)
+        name = living[number % len(living)] if number < 6 else "nobody"
+        if number == 6:
+            with pytest.raises(JobNotFound):
+                self.run(self.orders.cancel(name))
+            return
+        job = self.model.live[name]
+        runs = job.holder not in (None, HANDBACK)
+        assert self.run(self.orders.cancel(name)) == ("asked" if runs else "cancelled")
+        if not runs:
+            job.window = False
+            self.model.end(name)
+        self.look()
+
+    @precondition(lambda self: self.seen.dead)
+    @rule(number=few)
+    def replay(self, number: int) -> None:
+        """Make a dead letter a job again."""
+        letter, fields = self.seen.dead[number % len(self.seen.dead)]
+        name, raw = fields["j"], fields["d"].encode()
+        envelope = decode_envelope(raw)
+        answer = self.run(self.orders.replay(letter, name, raw, "high"))
+        holder, is_window = self.model.locks.get(envelope.dedup or "", ("", True))
+        if name in self.model.live:
+            assert answer == ("alive", "")
+        elif not is_window:
+            assert answer == ("held", holder)
+        else:
+            assert answer == ("replayed", "")
+            window, keep = bool(envelope.dedup_window_ms), bool(envelope.keep_result_ms)
+            fence = (envelope.starts << 16) | 0xFFFF
+            self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, fence=fence)
+            self.model.letters[name] -= 1
+            if envelope.dedup:
+                self.model.locks[envelope.dedup] = (name, False)
+        self.look()
+
+    @rule(what=st.sampled_from(["resume", "resume", "flush", "unlock", "pause"]))
+    def operate(self, what: str) -> None:
+        """Pause or resume the queue, delete dedup keys by hand, or forget every script, as a failover does."""
+        if what == "flush":
+            self.bench.redis.script_flush()
+        elif what == "unlock":
+            self.bench.redis.delete(*(self.partition.keys.dedup(lock) for lock in LOCKS))
+            self.model.locks.clear()
+        elif what == "pause":
+            self.run(self.orders.pause(reason="test", by="me"))
+            self.model.is_paused = True
+        else:
+            assert self.run(self.orders.resume()) == self.model.is_paused
+            self.model.is_paused = False
+        self.look()
+
+    # What a cycle must come to.
+
+    def _cycle(
+        self,
+        name: str,
+        ended: list[tuple[Delivery, Outcome]],
+        *,
+        want: int = 0,
+        order: Shares = ORDERS_OF_READING[0],
+        lost: bool = False,
+    ) -> None:
+        report = self._report(name, ended)
+        call = self.partition.cycle(
+            name, report, want=want, reads=order, dead_after_ms=LONG_MS, control_cursor=b"0-0", limits=(99_999, 99_999),
+            now=0.0,
+        )  # fmt: skip
+        if not self._lives(name):
+            with pytest.raises(Unregistered):
+                self.run(call)
+            self._forget(name)
+            self.nothing_changed()
+            return
+        was_away, self.model.books[name] = self.model.books[name] == 1, 2
+        unread = {digit: list(waiting) for digit, waiting in self.seen.unread.items()}
+        refused = [_text(delivery.id) for delivery, outcome in self._by_section(ended) if not self._settled(
+            delivery, outcome, unread
+        )]  # fmt: skip
+        not_ours = self._renewed(name, report)
+        self._promoted(unread)
+        taken: list[tuple[str, str]] = []
+        if not self.model.is_paused:
+            want = self._taken_over(name, want, was_away, unread, taken)
+            self._read(name, want, order, unread, taken)
+        reply = self.run(call)
+        assert [_text(job) for job in reply.refused] == refused
+        assert [_text(job) for job in reply.lost] == not_ours
+        assert reply.is_paused == self.model.is_paused
+        self.look()
+        assert [_text(delivery.id) for delivery in reply.deliveries] == [job for job, _ in taken]
+        self._received(name, reply.deliveries, lost)
+        self.markers[name] = [] if lost else reply.markers
+
+    def _report(self, name: str, ended: list[tuple[Delivery, Outcome]]) -> Report:
+        report = Report()
+        report.markers = markers = self.markers[name]
+        self.thrown_away = set(zip(markers[::2], markers[1::2], strict=True))
+        for delivery, outcome in ended:
+            item = settle(delivery, outcome, 1, 2)
+            assert item is not None
+            add_to_report(report, item)
+            self.known[name].pop(_text(delivery.id), None)
+        for delivery in self.known[name].values():
+            report.renewed += (delivery.token, delivery.id)
+        return report
+
+    @staticmethod
+    def _by_section(ended: list[tuple[Delivery, Outcome]]) -> list[tuple[Delivery, Outcome]]:
+        """Order as the report does: first those that ended, then those that go on."""
+        return sorted(ended, key=lambda item: isinstance(item[1], Retrying | Snoozed))
+
+    def _settled(self, delivery: Delivery, outcome: Outcome, unread: dict[int, list[str | None]]) -> bool:
+        """A job ends or goes on, if the token is its own."""
+        if not self._is_current(delivery):
+            return False
+        name = _text(delivery.id)
+        job = self.model.live[name]
+        if not isinstance(outcome, Retrying | Snoozed):
+            self.model.end(name)
+            self.model.letters[name] += isinstance(outcome, Dead)
+            return True
+        job.token, job.holder, job.delivery, job.crashes = None, None, 0, 0
+        job.is_delayed, job.is_due = bool(outcome.delay_ms), False
+        if not job.is_delayed:
+            unread[job.digit].append(name)
+        return True
+
+    def _renewed(self, name: str, report: Report) -> list[str]:
+        """What is still the worker's own is its own again, also if it was handed back."""
+        not_ours = []
+        for token, job_id in zip(report.renewed[::2], report.renewed[1::2], strict=True):
+            assert isinstance(token, bytes)
+            assert isinstance(job_id, bytes)
+            job = self.model.live.get(_text(job_id))
+            if job is None or job.token != _text(token):
+                not_ours.append(_text(job_id))
+            else:
+                job.holder = name
+        return not_ours
+
+    def _promoted(self, unread: dict[int, list[str | None]]) -> None:
+        """Jobs that are due move into their lanes."""
+        for job in sorted(self.model.live.values(), key=lambda job: job.id):
+            if job.is_due:
+                job.is_due = job.is_delayed = False
+                job.token = None
+                unread[job.digit].append(job.id)
+
+    def _taken_over(
+        self, name: str, want: int, was_away: bool, unread: dict[int, list[str | None]], taken: list[tuple[str, str]]
+    ) -> int:
+        """The deliveries of one worker that is gone, as many as are wanted."""
+        books = self.model.books
+        gone = [(beat, owner) for owner, beat in books.items() if beat <= (0 if was_away else 1) and owner != name]
+        if not gone or not want:
+            return want
+        gone_name = min(gone)[1]
+        more = False
+        for digit in range(1, 7):
+            held = [
+                self.seen.entries[digit][entry]
+                for entry, owner in self.seen.held[digit].items()
+                if self._still_holds(gone_name, digit, entry, owner)
+            ]
+            more = more or len(held) > want
+            for job_id in held[:want]:
+                if job_id is not None:
+                    self._claimed(self.model.live[job_id], name, is_crash=gone_name != HANDBACK)
+                    taken.append((job_id, "claimed"))
+                    want -= 1
+        if more:
+            books[gone_name] = 0
+            unread[1].append(None)
+        else:
+            del books[gone_name]
+        return want
+
+    def _still_holds(self, gone: str, digit: int, entry: str, owner: str) -> bool:
+        """Whether an entry was the gone worker's, and was neither settled nor renewed in this very cycle."""
+        if owner != gone:
+            return False
+        job_id = self.seen.entries[digit][entry]
+        if job_id is None:
+            return (digit, entry.encode()) not in self.thrown_away
+        job = self.model.live.get(job_id)
+        return job is not None and job.entry == entry and job.holder == gone
+
+    @staticmethod
+    def _claimed(job: Live, name: str, *, is_crash: bool) -> None:
+        job.holder = name
+        job.delivery += 1
+        job.crashes += is_crash
+        job.token = f"{job.digit}{job.entry}*{job.delivery}*{job.crashes}"
+
+    def _read(
+        self, name: str, want: int, order: Shares, unread: dict[int, list[str | None]],
+        taken: list[tuple[str, str]],
+    ) -> None:  # fmt: skip
+        """New entries, lane by lane; then what the shares left over."""
+        for is_first in (True, False):
+            for digit, most in order:
+                ask = min(want, most) if is_first else (want if most < want else 0)
+                got, unread[digit] = unread[digit][:ask], unread[digit][ask:]
+                want -= len(got)
+                for job_id in got:
+                    if job_id is not None:
+                        job = self.model.live[job_id]
+                        job.holder, job.delivery, job.crashes = name, 1, 0
+                        taken.append((job_id, "read"))
+
+    def _received(self, name: str, deliveries: list[Delivery], lost: bool) -> None:
+        for delivery in deliveries:
+            job = self.model.live[_text(delivery.id)]
+            assert (_text(delivery.token), delivery.delivery, delivery.crashes, delivery.digit) == (
+                job.token, job.delivery, job.crashes, job.digit,
+            )  # fmt: skip
+            delivery.envelope = envelope = decode_envelope(delivery.raw)
+            fence = (envelope.starts << 16) | delivery.delivery
+            assert fence > job.fence
+            job.fence = fence
+            if not lost:
+                self.known[name][job.id] = delivery
+                self.history.append((name, delivery))
+
+    # Small questions.
+
+    def _lives(self, name: str) -> bool:
+        return self.model.books.get(name, 0) > 0
+
+    def _is_current(self, delivery: Delivery) -> bool:
+        job = self.model.live.get(_text(delivery.id))
+        return job is not None and job.token == _text(delivery.token)
+
+    def _held_by(self, name: str) -> list[Live]:
+        return [job for job in self.model.live.values() if job.holder == name]
+
+    def _forget(self, name: str) -> None:
+        self.known[name].clear()
+        self.markers[name] = []
+
+    def nothing_changed(self) -> None:
+        """The call wrote nothing."""
+        before = self.seen.raw[:-1]  # times to live run on
+        self.look()
+        assert self.seen.raw[:-1] == before
+
+    # What is true after every step.
+
+    @invariant()
+    def each_job_is_in_exactly_one_place(self) -> None:
+        """And the index says which."""
+        seen, model = self.seen, self.model
+        assert seen.index == {name: job.token for name, job in model.live.items()}
+        assert seen.lost == []
+        assert seen.delayed == seen.payload == {job.id for job in model.live.values() if job.is_delayed}
+        entries = {
+            (name, f"{digit}{entry}", seen.held[digit].get(entry))
+            for digit, here in seen.entries.items()
+            for entry, name in here.items()
+            if name is not None
+        }
+        in_lanes = [job for job in model.live.values() if not job.is_delayed]
+        assert entries == {(job.id, f"{job.digit}{job.entry}", job.holder) for job in in_lanes}
+
+    @invariant()
+    def who_holds_a_delivery_is_on_the_books(self) -> None:
+        """Else nobody would take it over."""
+        books = {name: 2 if beat > 1 else int(beat) for name, beat in self.seen.workers.items()}
+        assert books == self.model.books
+        holders = {owner for here in self.seen.held.values() for owner in here.values()}
+        assert holders <= set(books)
+
+    @invariant()
+    def a_dedup_key_is_held_by_a_job_that_lives_or_for_a_window(self) -> None:
+        """Nothing leaves one behind."""
+        prefix = self.partition.keys.dedup("")
+        held = {name.removeprefix(prefix): ttl for name, ttl in self.seen.ttl.items() if name.startswith(prefix)}
+        assert {lock: ttl > 0 for lock, ttl in held.items()} == {
+            lock: is_window for lock, (_, is_window) in self.model.locks.items()
+        }
+
+    @invariant()
+    def each_end_is_recorded_once(self) -> None:
+        """Whatever was repeated, refused or said by the dead."""
+        ends: Counter[str] = Counter()
+        for _, records in self.seen.outbox:
+            for name, record in records.items():
+                ends[name] += orjson.loads(record)["s"] != "retrying"
+        assert +ends == +self.model.ends
+        assert Counter(fields["j"] for _, fields in self.seen.dead) == +self.model.letters
+
+    @invariant()
+    def no_key_is_there_that_should_not_be(self) -> None:
+        """What is no structure has a TTL, unless a living job holds it."""
+        assert self.seen.is_paused == self.model.is_paused
+        dedup, result = self.partition.keys.dedup(""), self.partition.keys.result("")
+        for name, ttl in self.seen.ttl.items():
+            known = STRUCTURE.fullmatch(name) or name.startswith(dedup)
+            assert known or (name.startswith(result) and ttl > 0), name
+
+    def teardown(self) -> None:
+        """Leave an empty database."""
+        self.bench.redis.flushdb()
+
+
+def walk(machine: type[QueueMachine], url: str, examples: int) -> None:
+    """Run a machine against a server."""
+    bench = Bench(url)
+    machine.bench = bench
+    try:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=STEPS,
+                deadline=None,
+                print_blob=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        bench.redis.flushdb()
+        bench.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_model_and_server_agree_after_every_step(redis_url):
+    """The whole state table, in whatever order things happen."""
+    walk(QueueMachine, redis_url, EXAMPLES)
+
+
+class RestartMachine(QueueMachine):
+    """A server that is killed now and then, and comes back with its append-only file."""
+
+    server: RedisServer
+
+    @rule()
+    def restart(self) -> None:
+        """What was answered is kept."""
+        self.server.kill9()
+        self.server.start()
+        self.bench.redis.connection_pool.disconnect()
+        while True:
+            try:
+                self.run(self.partition.wire.call("PING"))
+            except BrokerUnavailable:
+                continue
+            break
+        self.nothing_changed()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_model_and_server_agree_when_the_server_is_killed_in_between(redis_server):
+    """A restart is a step like any other."""
+    RestartMachine.server = redis_server
+    walk(RestartMachine, redis_server.url, max(1, EXAMPLES // 50))
+
+
+def test_lanes_of_the_model_are_those_of_the_partition():
+    """The rules choose among digits; each must be a lane."""
+    assert max(digit for order in ORDERS_OF_READING for digit, _ in order) == len(LANES)
