@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import re
 import subprocess
@@ -82,6 +83,19 @@ def _address(variable: str) -> str:
     """Return the server that a variable names, without its password, or nothing."""
     url = urlsplit(os.environ.get(variable, ""))
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path} ({variable})" if url.scheme else ""
+
+
+# ---- the process
+
+
+@pytest.fixture(autouse=True)
+def untouched_logger() -> Iterator[None]:
+    """Put the logger back as it was, so that no test prints into another."""
+    root = logging.getLogger("streamq")
+    before = (list(root.handlers), root.level, root.propagate)
+    yield
+    root.handlers[:], root.propagate = before[0], before[2]
+    root.setLevel(before[1])
 
 
 # ---- Redis

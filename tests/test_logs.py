@@ -14,16 +14,6 @@ from streamq import logs
 log = logging.getLogger("streamq.test")
 
 
-@pytest.fixture(autouse=True)
-def untouched_logger():
-    """Put the logger back as it was, so that no test prints into another."""
-    root = logging.getLogger("streamq")
-    before = (list(root.handlers), root.level, root.propagate)
-    yield
-    root.handlers[:], root.propagate = before[0], before[2]
-    root.setLevel(before[1])
-
-
 def lines(fmt: str, level: str = "info") -> io.StringIO:
     """Configure the logs to be written into the returned buffer."""
     out = io.StringIO()

@@ -49,7 +49,7 @@ def test_each_benchmark_measures_the_figures_that_have_bars(benchmark, quick):
     """The names are looked up by programs; a quick run has the same ones."""
     parts = benchmark.parts(Scale(quick))
     assert {name for part in parts for name in part.measures} == NAMES[benchmark]
-    assert sum(part.quick_s for part in parts) <= 50
+    assert sum(part.quick_s for part in parts) <= 50 or not quick
 
 
 def test_the_document_has_the_median_with_its_interval_and_the_verdict(capsys):
