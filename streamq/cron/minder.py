@@ -14,18 +14,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamq.clock import from_ms
-from streamq.cron.fanout import Desk, FanOut
-from streamq.cron.pages import PageFailed
-from streamq.cron.patience import Stopped
-from streamq.cron.plan import looked_at, plan
 from streamq.errors import ConfigurationError
 from streamq.logs import event
+from streamq.schedules.fanout import Desk, FanOut
+from streamq.schedules.firing import tell_finished
+from streamq.schedules.pages import PageFailed
+from streamq.schedules.patience import Stopped
+from streamq.schedules.plan import looked_at, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from streamq.broker.fanout import FanOutRecord, FanOutState
-    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.schedules.occurrence import Occurrence, Schedule
 
 __all__ = ["CHECK_PERIOD_S", "Minder"]
 
@@ -216,12 +217,3 @@ class Minder:
 
     def _tell(self, name: str, level: int, occurrence: Occurrence, **fields: Any) -> None:
         event(_log, level, name, schedule=occurrence.schedule, occurrence=occurrence.stamp, **fields)
-
-
-def tell_finished(occurrence: Occurrence, state: FanOutState) -> None:
-    """Log that every user of an occurrence has a job."""
-    event(
-        _log, logging.INFO, "cron.finished", schedule=occurrence.schedule, occurrence=occurrence.stamp,
-        added=state.added, duplicates=state.duplicates, present=state.present, refused=state.refused,
-        pages=state.pages, seconds=round((state.at_ms - state.begun_ms) / 1000, 1),
-    )  # fmt: skip

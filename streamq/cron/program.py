@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -17,47 +16,25 @@ from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapse
 
 from streamq.app import StreamQ
 from streamq.broker.fanout import FanOutState
-from streamq.clock import from_ms
-from streamq.cron.fanout import Desk, FanOut
-from streamq.cron.minder import Minder, tell_finished
-from streamq.cron.pages import MOST_USERS, PageFailed, Pages
-from streamq.cron.patience import Stopped
-from streamq.cron.service import desks, run, wanted_schedules
+from streamq.cron.minder import Minder
+from streamq.cron.service import run
+from streamq.schedules.desks import desks, wanted_schedules
+from streamq.schedules.firing import fire_now
+from streamq.schedules.pages import MOST_USERS, PageFailed, Pages
+from streamq.schedules.patience import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.schedules.fanout import Desk
+    from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.settings import Settings
 
-__all__ = ["Fired", "fire_now", "main"]
+__all__ = ["main"]
 
 T = TypeVar("T")
 
 _UNFINISHED = 75
-
-
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """What firing a schedule by hand came to."""
-
-    occurrence: Occurrence
-    state: FanOutState
-    """For all processes that worked on it; `end` is empty if it is not finished."""
-    was_finished: bool
-    """Whether it was finished before, so that nothing was added now."""
-    added_here: int
-
-    def __str__(self) -> str:
-        state = self.state
-        counts = f"{state.added} added, {state.duplicates} duplicates, {state.present} already present"
-        if state.refused:
-            counts += f", {state.refused} refused"
-        if self.was_finished:
-            return f"{self.occurrence}: nothing added, it was {state.end} at {from_ms(state.at_ms):%H:%M:%S} UTC ({counts})"
-        if not state.end:
-            return f"{self.occurrence}: stopped after {state.users} users ({counts}); run it again to go on"
-        return f"{self.occurrence}: {counts}"
 
 
 def main(  # noqa: PLR0913 - the command line's options
@@ -135,52 +112,6 @@ async def _once(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str
             for schedule in schedules:
                 await Minder(schedule, bureau.desk(schedule.entry.handler.queue)).check()
     return 0
-
-
-async def fire_now(
-    settings: Settings,
-    app: StreamQ,
-    *,
-    schedule: str | None = None,
-    stop: asyncio.Event | None = None,
-    on_progress: Callable[[Occurrence, FanOutState], object] | None = None,
-) -> list[Fired]:
-    """Fire the current occurrence of each schedule, or of one, now. One that is finished is left as it is.
-
-    Args:
-        settings: Where Redis is, and how much a queue may hold.
-        app: The application.
-        schedule: The name of the only schedule to fire.
-        stop: Set to stop at the next call; what is left is gone on with when it is fired again.
-        on_progress: Told of each occurrence after each call.
-
-    Raises:
-        ConfigurationError: There is no such schedule, or one of them, or Redis, cannot be used.
-        PageFailed: A page function failed. What was enqueued before stays; firing again goes on from there.
-    """
-    stopping = stop or asyncio.Event()
-    fired: list[Fired] = []
-    schedules = wanted_schedules(app, schedule)
-    with contextlib.suppress(Stopped):
-        async with desks(settings, stopping) as bureau:
-            for wanted in schedules:
-                desk = bureau.desk(wanted.entry.handler.queue)
-                await desk.patience.call(desk.observe)
-                fired.append(await _fire_one(wanted, desk, on_progress))
-    return fired
-
-
-async def _fire_one(
-    schedule: Schedule, desk: Desk, on_progress: Callable[[Occurrence, FanOutState], object] | None
-) -> Fired:
-    occurrence = schedule.latest(desk.now_ms())[-1]
-    fanout = FanOut(
-        schedule, occurrence, desk, on_progress=(lambda state: on_progress(occurrence, state)) if on_progress else None
-    )
-    state = await fanout.run()
-    if state.end and not fanout.was_finished:
-        tell_finished(occurrence, state)
-    return Fired(occurrence, state, fanout.was_finished, fanout.added_here)
 
 
 async def _fire(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:

@@ -9,9 +9,9 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamq.cron.fanout import FanOut
-from streamq.cron.occurrence import Occurrence, checked
-from streamq.cron.service import desks
+from streamq.schedules.desks import desks
+from streamq.schedules.fanout import FanOut
+from streamq.schedules.occurrence import Occurrence, checked
 
 if TYPE_CHECKING:
     from streamq.app import CronEntry

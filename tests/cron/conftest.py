@@ -13,16 +13,16 @@ import orjson
 import pytest
 
 from streamq.app import CronEntry, StreamQ
-from streamq.cron.fanout import FanOut
 from streamq.cron.minder import Minder
-from streamq.cron.occurrence import Occurrence, Schedule, checked
-from streamq.cron.service import Bureau, desks
+from streamq.schedules.desks import Bureau, desks
+from streamq.schedules.fanout import FanOut
+from streamq.schedules.occurrence import Occurrence, Schedule, checked
 from streamq.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from streamq.cron.fanout import Desk
+    from streamq.schedules.fanout import Desk
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

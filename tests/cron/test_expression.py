@@ -12,8 +12,8 @@ from apscheduler.triggers.cron import CronTrigger
 from cronsim import CronSim
 from hypothesis import given, settings, strategies as st
 
-from streamq.cron.expression import CronExpression, next_times
 from streamq.errors import ConfigurationError
+from streamq.schedules.expression import CronExpression, next_times
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 

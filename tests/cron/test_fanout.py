@@ -12,8 +12,8 @@ from bson import ObjectId
 
 from streamq.broker.fanout import FanOuts
 from streamq.broker.wire import ServerRefused
-from streamq.cron.pages import MOST_USERS, PageFailed
-from streamq.cron.service import desks
+from streamq.schedules.desks import desks
+from streamq.schedules.pages import MOST_USERS, PageFailed
 from streamq.settings import Settings
 from tests.cron.conftest import NOON, Listing, ms
 

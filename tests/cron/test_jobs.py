@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streamq.clock import from_ms
-from streamq.cron.jobs import JobMaker
-from streamq.cron.occurrence import Occurrence, checked
 from streamq.queue import Options, draft
+from streamq.schedules.jobs import JobMaker
+from streamq.schedules.occurrence import Occurrence, checked
 from tests.cron.conftest import NOON, Listing, entry_of, ms
 
 noon = Occurrence("hourly", ms(NOON))

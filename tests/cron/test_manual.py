@@ -10,8 +10,8 @@ import redis
 
 from streamq.app import StreamQ
 from streamq.cron import fire_now, manual_enqueue
-from streamq.cron.userfile import read_users
 from streamq.errors import BadInput, ConfigurationError
+from streamq.schedules.userfile import read_users
 from streamq.settings import Settings
 from tests.cron.conftest import Listing
 

@@ -11,9 +11,9 @@ import pytest
 
 from streamq.cron import minder as minding
 from streamq.cron.minder import Minder
-from streamq.cron.patience import Stopped
-from streamq.cron.service import desks
 from streamq.errors import ConfigurationError
+from streamq.schedules.desks import desks
+from streamq.schedules.patience import Stopped
 from streamq.settings import Settings
 from tests.cron.conftest import NOON, Listing, Office, ms
 

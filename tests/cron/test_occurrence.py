@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streamq.app import StreamQ
-from streamq.cron.occurrence import Occurrence, checked, schedules_of, user_word
 from streamq.errors import ConfigurationError
+from streamq.schedules.occurrence import Occurrence, checked, schedules_of, user_word
 from streamq.settings import Settings
 from tests.cron.conftest import NOON, Listing, entry_of, ms
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from streamq.broker.fanout import FanOutState
-from streamq.cron.occurrence import checked
-from streamq.cron.plan import looked_at, plan
+from streamq.schedules.occurrence import checked
+from streamq.schedules.plan import looked_at, plan
 from tests.cron.conftest import NOON, Listing, entry_of, ms
 
 DONE = FanOutState(end="done", pages=1)

@@ -20,8 +20,8 @@ from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
     from streamq.broker.fanout import FanOuts, FanOutState
-    from streamq.cron.occurrence import Occurrence, Schedule
-    from streamq.cron.patience import Patience
+    from streamq.schedules.occurrence import Occurrence, Schedule
+    from streamq.schedules.patience import Patience
 
 __all__ = ["MOST_USERS", "Page", "PageFailed", "Pages", "User", "plain_user"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import orjson
 
 from streamq.broker.partition import NewJob
-from streamq.cron.occurrence import Occurrence, Schedule, user_word
 from streamq.keys import lane_digit
+from streamq.schedules.occurrence import Occurrence, Schedule, user_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamq.cron.pages import User
+    from streamq.schedules.pages import User
 
 __all__ = ["JobMaker"]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamq.broker.partition import CallRepeated
-from streamq.cron.jobs import JobMaker
-from streamq.cron.pages import plain_user
-from streamq.cron.program import fire_now
-from streamq.cron.service import desks, wanted_schedules
-from streamq.cron.userfile import BadLines, read_users
 from streamq.errors import BadInput
+from streamq.schedules.desks import desks, wanted_schedules
+from streamq.schedules.firing import fire_now
+from streamq.schedules.jobs import JobMaker
+from streamq.schedules.pages import plain_user
+from streamq.schedules.userfile import BadLines, read_users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from streamq.app import StreamQ
     from streamq.broker.partition import NewJob
-    from streamq.cron.fanout import Desk
-    from streamq.cron.occurrence import Occurrence, Schedule
-    from streamq.cron.pages import User
+    from streamq.schedules.fanout import Desk
+    from streamq.schedules.occurrence import Occurrence, Schedule
+    from streamq.schedules.pages import User
     from streamq.settings import Settings
 
 __all__ = ["Enqueued", "manual_enqueue"]

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from streamq.broker.fanout import FANOUT_PREFIX
 from streamq.clock import from_ms, to_ms
-from streamq.cron.expression import CronExpression
 from streamq.errors import BadArguments, ConfigurationError
+from streamq.schedules.expression import CronExpression
 
 if TYPE_CHECKING:
     from streamq.app import CronEntry, StreamQ

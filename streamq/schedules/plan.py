@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streamq.broker.fanout import FanOutState
-    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.schedules.occurrence import Occurrence, Schedule
 
 __all__ = ["Plan", "looked_at", "plan"]
 

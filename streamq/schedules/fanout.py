@@ -19,15 +19,15 @@ import msgspec
 from streamq.broker.fanout import FanOutRecord, FanOuts, FanOutState, decode_state, encode_state
 from streamq.broker.partition import BATCH, CallRepeated, NewJob, Partition
 from streamq.broker.wire import ServerRefused
-from streamq.cron.jobs import JobMaker
-from streamq.cron.pages import Pages
-from streamq.cron.patience import Patience, Stopped
 from streamq.logs import event
+from streamq.schedules.jobs import JobMaker
+from streamq.schedules.pages import Pages
+from streamq.schedules.patience import Patience, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from streamq.cron.occurrence import Occurrence, Schedule
+    from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.settings import Settings
 
 __all__ = ["Desk", "FanOut"]

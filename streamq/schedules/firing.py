@@ -1,0 +1,105 @@
+"""Firing by hand: the current occurrence of a schedule, now. One that is finished is left as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamq.clock import from_ms
+from streamq.logs import event
+from streamq.schedules.desks import desks, wanted_schedules
+from streamq.schedules.fanout import Desk, FanOut
+from streamq.schedules.patience import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamq.app import StreamQ
+    from streamq.broker.fanout import FanOutState
+    from streamq.schedules.occurrence import Occurrence, Schedule
+    from streamq.settings import Settings
+
+__all__ = ["Fired", "fire_now", "tell_finished"]
+
+_log = logging.getLogger("streamq.cron")
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What firing a schedule by hand came to."""
+
+    occurrence: Occurrence
+    state: FanOutState
+    """For all processes that worked on it; `end` is empty if it is not finished."""
+    was_finished: bool
+    """Whether it was finished before, so that nothing was added now."""
+    added_here: int
+
+    def __str__(self) -> str:
+        state = self.state
+        counts = f"{state.added} added, {state.duplicates} duplicates, {state.present} already present"
+        if state.refused:
+            counts += f", {state.refused} refused"
+        if self.was_finished:
+            return f"{self.occurrence}: nothing added, it was {state.end} at {from_ms(state.at_ms):%H:%M:%S} UTC ({counts})"
+        if not state.end:
+            return f"{self.occurrence}: stopped after {state.users} users ({counts}); run it again to go on"
+        return f"{self.occurrence}: {counts}"
+
+
+async def fire_now(
+    settings: Settings,
+    app: StreamQ,
+    *,
+    schedule: str | None = None,
+    stop: asyncio.Event | None = None,
+    on_progress: Callable[[Occurrence, FanOutState], object] | None = None,
+) -> list[Fired]:
+    """Fire the current occurrence of each schedule, or of one, now. One that is finished is left as it is.
+
+    Args:
+        settings: Where Redis is, and how much a queue may hold.
+        app: The application.
+        schedule: The name of the only schedule to fire.
+        stop: Set to stop at the next call; what is left is gone on with when it is fired again.
+        on_progress: Told of each occurrence after each call.
+
+    Raises:
+        ConfigurationError: There is no such schedule, or one of them, or Redis, cannot be used.
+        PageFailed: A page function failed. What was enqueued before stays; firing again goes on from there.
+    """
+    stopping = stop or asyncio.Event()
+    fired: list[Fired] = []
+    schedules = wanted_schedules(app, schedule)
+    with contextlib.suppress(Stopped):
+        async with desks(settings, stopping) as bureau:
+            for wanted in schedules:
+                desk = bureau.desk(wanted.entry.handler.queue)
+                await desk.patience.call(desk.observe)
+                fired.append(await _fire_one(wanted, desk, on_progress))
+    return fired
+
+
+async def _fire_one(
+    schedule: Schedule, desk: Desk, on_progress: Callable[[Occurrence, FanOutState], object] | None
+) -> Fired:
+    occurrence = schedule.latest(desk.now_ms())[-1]
+    fanout = FanOut(
+        schedule, occurrence, desk, on_progress=(lambda state: on_progress(occurrence, state)) if on_progress else None
+    )
+    state = await fanout.run()
+    if state.end and not fanout.was_finished:
+        tell_finished(occurrence, state)
+    return Fired(occurrence, state, fanout.was_finished, fanout.added_here)
+
+
+def tell_finished(occurrence: Occurrence, state: FanOutState) -> None:
+    """Log that every user of an occurrence has a job."""
+    event(
+        _log, logging.INFO, "cron.finished", schedule=occurrence.schedule, occurrence=occurrence.stamp,
+        added=state.added, duplicates=state.duplicates, present=state.present, refused=state.refused,
+        pages=state.pages, seconds=round((state.at_ms - state.begun_ms) / 1000, 1),
+    )  # fmt: skip
