@@ -50,6 +50,10 @@ COMMANDS = {
     },
     "Set up": {
         "config": Lazy("streamq.cli.config:config", "Show and check the settings."),
+        "migrate": Lazy(
+            "streamq.cli.migrate:migrate",
+            "Show what has to change in MongoDB for this version, and change it with --apply.",
+        ),
         "doctor": Lazy("streamq.cli.status:doctor", "Check the servers and what runs on them, and say what to do."),
     },
 }

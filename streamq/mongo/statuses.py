@@ -14,25 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson.binary import Binary
 from bson.errors import BSONError
-from pymongo import IndexModel, InsertOne, UpdateOne
+from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from streamq.clock import utc_now
-from streamq.errors import ConfigurationError, HistoryUnavailable
+from streamq.errors import HistoryUnavailable
 from streamq.logs import event
 from streamq.mongo.client import Document, Mongo, is_passing, plain
+from streamq.mongo.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["ATTEMPTS_KEPT", "INDEXES", "SEEN_STATES", "StatusWrite", "Statuses", "Written"]
+__all__ = ["ATTEMPTS_KEPT", "SEEN_STATES", "StatusWrite", "Statuses", "Written"]
 
 SEEN_STATES = ("queued", "running", "scheduled")
 ATTEMPTS_KEPT = 20
 
 _DUPLICATE_KEY = 11000
-_INDEX_CONFLICTS = (85, 86)
-_INDEX_BUILD_S = 600
 _QUARANTINED_BYTES = 1_000_000
 
 # Without it the planner tries out other indexes for each single update, at ten times the cost.
@@ -44,22 +43,6 @@ _CLEARED_BY_SEEN = ("due_at", "expires_at", "finished_at", "result", "result_err
 
 # Refusals that are about a document, raised before anything is sent.
 _UNENCODABLE = (BSONError, DocumentTooLarge, OverflowError, RecursionError, TypeError, UnicodeError, ValueError)
-
-INDEXES = {
-    "job_status": (
-        IndexModel(
-            [("user", 1), ("enqueued_at", -1), ("_id", -1)],
-            name="by_user",
-            partialFilterExpression={"user": {"$exists": True}},
-        ),
-        IndexModel([("enqueued_at", -1), ("_id", -1)], name="recent"),
-        IndexModel([("queue", 1), ("state", 1), ("enqueued_at", -1), ("_id", -1)], name="by_queue_and_state"),
-        IndexModel([("finished_at", -1), ("_id", -1)], name="failed", partialFilterExpression={"state": "dead"}),
-        IndexModel([("expires_at", 1)], name="expiry", expireAfterSeconds=0),
-    ),
-    "quarantine": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
-}
-"""Each serves a query of `history`; writing a status costs an entry in every one of them."""
 
 
 class StatusWrite(NamedTuple):
@@ -98,22 +81,12 @@ class Statuses:
         self._log = logging.getLogger(__name__)
 
     async def prepare(self) -> None:
-        """Create collections and indexes that are not there. Safe to repeat, and for several at once.
+        """Create what is not there: collections, indexes, the view. Safe to repeat, and for several at once.
 
         Raises:
             ConfigurationError: An index of that name exists with another definition.
         """
-        for name, indexes in INDEXES.items():
-            try:
-                with self._mongo.translated(), self._mongo.patience(_INDEX_BUILD_S):
-                    await self._mongo.collection(name).create_indexes(list(indexes))
-            except OperationFailure as error:
-                if error.code not in _INDEX_CONFLICTS:
-                    raise
-                raise ConfigurationError(
-                    f"the indexes of {name} in MongoDB are not streamq's: {error.details and error.details['errmsg']}",
-                    hint="drop the index that it names; streamq makes its own at the next start",
-                ) from error
+        await Schema(self._mongo).prepare()
 
     async def write(self, writes: Sequence[StatusWrite]) -> Written:
         """Store statuses, at most one for each job. When it returns all are on disk; repeating it changes nothing.

@@ -14,14 +14,26 @@ from streamq.job import State
 from streamq.mongo import StatusWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from streamq.broker.inspection import Delayed, Flight, LaneEntry
     from streamq.broker.outbox import OutboxEntry
     from streamq.job import Envelope
+    from streamq.settings import Settings
 
-__all__ = ["Malformed", "Record", "RecordError", "merged", "queued", "recorded", "running", "scheduled", "unstorable"]
+__all__ = [
+    "Malformed",
+    "Record",
+    "RecordError",
+    "kept_ms",
+    "merged",
+    "queued",
+    "recorded",
+    "running",
+    "scheduled",
+    "unstorable",
+]
 
 Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | float | bool | None
 
@@ -32,13 +44,14 @@ KEPT_MS = {
     State.EXPIRED: 7 * DAY_MS,
     State.DEAD: 30 * DAY_MS,
 }
-"""How long the status of an ended job is kept."""
+"""How long the status of an ended job is kept, unless the settings say otherwise."""
 
 MOST_RESULT_BYTES = 1_000_000
 MOST_LEVELS = 80
 """MongoDB refuses documents of more than 100 levels; a result is not the outermost one."""
 
-_MESSAGE_CHARS, _ATTEMPT_MESSAGE_CHARS, _TRACEBACK_CHARS = 4_000, 500, 20_000
+_MESSAGE_CHARS, _TRACEBACK_CHARS = 4_000, 20_000
+_ATTEMPT_MESSAGE_CHARS, _ATTEMPT_TRACEBACK_CHARS = 500, 2_000
 _INT64 = 1 << 63
 _VERSION_SHIFT = 20
 
@@ -86,7 +99,19 @@ class Record(
 _DECODER = msgspec.json.Decoder(Record)
 
 
-def recorded(queue: str, entry: OutboxEntry, job_id: str, raw: bytes) -> StatusWrite:
+def kept_ms(settings: Settings) -> dict[State, int]:
+    """Tell how long the status of an ended job is kept, by its state."""
+    return {
+        State.COMPLETED: settings.keep_completed_ms,
+        State.CANCELLED: settings.keep_cancelled_ms,
+        State.EXPIRED: settings.keep_cancelled_ms,
+        State.DEAD: settings.keep_dead_ms,
+    }
+
+
+def recorded(
+    queue: str, entry: OutboxEntry, job_id: str, raw: bytes, kept_ms: Mapping[State, int] = KEPT_MS
+) -> StatusWrite:
     """Turn a record of the outbox into a status.
 
     Raises:
@@ -95,7 +120,7 @@ def recorded(queue: str, entry: OutboxEntry, job_id: str, raw: bytes) -> StatusW
     try:
         record = _DECODER.decode(raw)
         fields = _common(queue, record, entry)
-        fields |= _times(record, entry.version >> _VERSION_SHIFT) | _outcome(record)
+        fields |= _times(record, entry.version >> _VERSION_SHIFT, kept_ms) | _outcome(record)
         attempts = [_attempt(record, entry)] if _was_tried(record) else []
     except (ValueError, OverflowError, OSError, RecursionError) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
@@ -172,7 +197,7 @@ def _whose(user: str | None, occurrence: str | None) -> dict[str, Any]:
     return fields
 
 
-def _times(record: Record, recorded_ms: int) -> dict[str, Any]:
+def _times(record: Record, recorded_ms: int, kept_ms: Mapping[State, int]) -> dict[str, Any]:
     """Turn the times into dates. A record without an enqueue time gets its own, for every list is sorted by that."""
     fields: dict[str, Any] = {"enqueued_at": from_ms(record.enqueued_ms or recorded_ms)}
     if record.begun_ms:
@@ -181,10 +206,10 @@ def _times(record: Record, recorded_ms: int) -> dict[str, Any]:
             fields["run_ms"] = max(0, record.finished_ms - record.begun_ms)
         if record.attempt == 1 and record.enqueued_ms:
             fields["wait_ms"] = max(0, record.begun_ms - record.enqueued_ms)
-    if kept_ms := KEPT_MS.get(record.state):
+    if record.state.is_terminal:
         finished_ms = record.finished_ms or recorded_ms
         fields["finished_at"] = from_ms(finished_ms)
-        fields["expires_at"] = from_ms(finished_ms + kept_ms)
+        fields["expires_at"] = from_ms(finished_ms + kept_ms[record.state])
     elif record.due_ms:
         fields["due_at"] = from_ms(record.due_ms)
     return fields
@@ -238,6 +263,7 @@ def _attempt(record: Record, entry: OutboxEntry) -> dict[str, Any]:
         attempt["error"] = {
             "type": error.type[:200],
             "message": error.message[:_ATTEMPT_MESSAGE_CHARS],
+            "traceback": error.traceback[-_ATTEMPT_TRACEBACK_CHARS:],
             "fingerprint": error.fingerprint[:200],
         }
     return attempt

@@ -21,13 +21,12 @@ from streamq.errors import ConfigurationError, StreamQError, Unavailable
 from streamq.keys import Keys
 from streamq.mongo import Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
-from streamq.recorder.documents import Malformed, merged, recorded
+from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
 from streamq.recorder.seen import Seen
+from streamq.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from streamq.settings import Settings
 
 __all__ = ["Recorder", "main", "run"]
 
@@ -54,7 +53,7 @@ _log = logging.getLogger(__name__)
 class Recorder:
     """Records one partition."""
 
-    def __init__(self, broker: Broker, statuses: Statuses, keys: Keys, *, outbox_max: int = 200_000) -> None:
+    def __init__(self, broker: Broker, statuses: Statuses, keys: Keys, settings: Settings | None = None) -> None:
         # Reading blocks a connection; whatever else is asked goes another way, under the same name.
         self._wires = (broker.wire(), broker.wire())
         self._reader = Outbox(self._wires[0], keys)
@@ -62,7 +61,9 @@ class Recorder:
         self._seen = Seen(Inspection(self._wires[1], keys))
         self._statuses = statuses
         self._queue = keys.queue
-        self._outbox_max = outbox_max
+        settings = settings or Settings()
+        self._outbox_max = settings.outbox_max
+        self._kept_ms = kept_ms(settings)
         self._count = 16
         self._next_take_over = 0.0
         self._written: list[bytes] = []
@@ -161,7 +162,7 @@ class Recorder:
         for entry in entries:
             for job_id, raw in entry.records:
                 try:
-                    writes.append(recorded(self._queue, entry, job_id, raw))
+                    writes.append(recorded(self._queue, entry, job_id, raw, self._kept_ms))
                 except Malformed as error:
                     await self._statuses.put_aside(job_id, entry.version, raw, str(error))
         return writes
@@ -227,7 +228,7 @@ async def _record_all(settings: Settings, broker: Broker, statuses: Statuses, st
     try:
         async with asyncio.TaskGroup() as tasks:
             for queue in settings.queues:
-                recorder = Recorder(broker, statuses, Keys(queue), outbox_max=settings.outbox_max)
+                recorder = Recorder(broker, statuses, Keys(queue), settings)
                 tasks.create_task(recorder.run(stop))
     except* ConfigurationError as group:
         raise _first(group) from None

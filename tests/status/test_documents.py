@@ -15,6 +15,7 @@ from streamq.recorder.documents import (
     MOST_LEVELS,
     MOST_RESULT_BYTES,
     Malformed,
+    kept_ms,
     merged,
     queued,
     recorded,
@@ -22,6 +23,7 @@ from streamq.recorder.documents import (
     scheduled,
     unstorable,
 )
+from streamq.settings import Settings
 
 E_MS, B_MS, F_MS = 1_750_000_000_000, 1_750_000_000_040, 1_750_000_000_100
 ENTRY = OutboxEntry(b"1750000000200-3", version_of(b"1750000000200-3"), "w1", [])
@@ -80,7 +82,7 @@ def test_a_retrying_job_has_a_due_time_and_does_not_expire():
         "traceback": "Traceback",
         "fingerprint": "abc",
     }
-    assert write.attempts[0]["error"] == {"type": "ValueError", "message": "bad", "fingerprint": "abc"}
+    assert write.attempts[0]["error"] == write.fields["error"]
 
 
 @pytest.mark.parametrize(("state", "days"), [("completed", 1), ("cancelled", 7), ("expired", 7), ("dead", 30)])
@@ -88,6 +90,15 @@ def test_how_long_a_status_is_kept_depends_on_how_the_job_ended(state, days):
     """Failures are looked at long after successes stopped being interesting."""
     fields = status(s=state, f=F_MS).fields
     assert (fields["expires_at"] - fields["finished_at"]).days == days
+
+
+def test_the_settings_say_how_long_a_status_is_kept():
+    """Some must keep less, by law; some want more."""
+    kept = kept_ms(Settings(keep_completed_ms=1_000, keep_cancelled_ms=2_000, keep_dead_ms=3_000))
+    for state, seconds in (("completed", 1), ("cancelled", 2), ("expired", 2), ("dead", 3)):
+        raw = orjson.dumps({"s": state, "f": F_MS})
+        fields = recorded("users", ENTRY, "j1", raw, kept).fields
+        assert (fields["expires_at"] - fields["finished_at"]).seconds == seconds
 
 
 def test_a_job_that_never_began_has_no_attempt():
@@ -123,7 +134,9 @@ def test_long_texts_are_cut_where_it_hurts_least():
     error = write.fields["error"]
     assert [len(error[name]) for name in ("type", "message", "traceback", "fingerprint")] == [200, 4_000, 20_000, 200]
     assert error["traceback"].endswith("end")
-    assert len(write.attempts[0]["error"]["message"]) == 500
+    tried = write.attempts[0]["error"]
+    assert (len(tried["message"]), len(tried["traceback"])) == (500, 2_000)
+    assert tried["traceback"].endswith("end")
 
 
 @pytest.mark.parametrize(

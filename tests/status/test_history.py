@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from streamq.errors import HistoryUnavailable
-from streamq.history import History, status_of
+from streamq.history import Filter, History, status_of
 from streamq.mongo import Mongo, Statuses, StatusWrite
+from streamq.mongo.schema import USER_LATEST
 
 NOW = datetime(2099, 1, 1, tzinfo=UTC)
 
@@ -62,18 +64,48 @@ async def test_jobs_are_counted_by_queue_and_state_also_of_queues_nobody_asked_f
     assert set(counts["other"].values()) == {0}
 
 
+async def _pages(history):
+    """Every combination of what a page can be filtered by, and the page after the first."""
+    for user, states, queues, since in itertools.product((None, "u1"), ((), ("dead",)), ((), ("users",)), (None, NOW)):
+        which = Filter(user=user, states=states, queues=queues, since=since)
+        first = await history.page(which, limit=2)
+        await history.page(which, limit=2, after=first.after)
+
+
+QUESTIONS = {
+    "of_user": lambda history: history.of_user("u1"),
+    "recent": lambda history: history.recent(10),
+    "failed": lambda history: history.failed(10),
+    "job": lambda history: history.job("j01"),
+    "counts": lambda history: history.counts(["users"]),
+    "page": _pages,
+}
+"""All that can be asked, as the API asks it."""
+
+
+async def test_the_view_of_users_gives_the_latest_job_of_each(history, mongo):
+    """What people who look into MongoDB by hand want to see."""
+    view = mongo.collection(USER_LATEST)
+    assert {each["_id"]: each["latest"]["_id"] async for each in view.find()} == {
+        "u0": "j36", "u1": "j37", "u2": "j38", "u3": "j39",
+    }  # fmt: skip
+    explained = await mongo.database.command(
+        "explain", {"find": USER_LATEST, "filter": {"_id": "u1"}}, verbosity="executionStats"
+    )
+    assert "COLLSCAN" not in str(explained)
+    assert "by_user" in str(explained)
+
+
 async def test_no_query_scans_the_collection(history, mongo):
     """At five million jobs a scan takes seconds, and everybody waits."""
     await mongo.database.command("profile", 2)
-    await history.of_user("u1")
-    await history.recent(10)
-    await history.failed(10)
-    await history.job("j01")
-    await history.counts(["users"])
+    for asked in QUESTIONS.values():
+        await asked(history)
     await mongo.database.command("profile", 0)
     profiled = await mongo.collection("system.profile").find({"ns": {"$regex": "job_status$"}}).to_list()
     plans = [entry["planSummary"] for entry in profiled]
     assert len(plans) >= 13
+    assert set(QUESTIONS) == {name for name in vars(History) if not name.startswith("_")}, "each question is asked here"
     assert not [plan for plan in plans if "COLLSCAN" in plan or ("SCAN" not in plan and "IDHACK" not in plan)]
     assert not [entry for entry in profiled if entry.get("hasSortStage")], "an index gives the order"
     assert all(entry.get("docsExamined", 0) <= 11 for entry in profiled)

@@ -197,7 +197,7 @@ async def _answers(hand):
 
 async def test_an_outbox_that_fills_up_is_an_alarm_and_a_late_history_a_warning(hand, statuses, caplog):
     """The alarm comes before anything is dropped."""
-    recorder = Recorder(hand.broker, statuses, hand.keys, outbox_max=4)
+    recorder = Recorder(hand.broker, statuses, hand.keys, Settings(outbox_max=4))
     for number in range(4):
         await hand.finish((f"j{number}", hand.record()), at=f"{number + 1}-0")
     await recorder._look(asyncio.Event())

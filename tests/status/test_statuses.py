@@ -178,20 +178,6 @@ async def test_a_document_that_is_refused_holds_up_no_other(statuses, mongo, nam
     assert await mongo.collection("quarantine").count_documents({}) == 1, "a repeat keeps it once"
 
 
-async def test_preparing_twice_does_no_harm_and_makes_every_index(statuses, mongo):
-    await statuses.prepare()
-    names = set(await mongo.collection("job_status").index_information())
-    assert names == {"_id_", "by_user", "recent", "by_queue_and_state", "failed", "expiry"}
-    expiry = (await mongo.collection("job_status").index_information())["expiry"]
-    assert expiry["expireAfterSeconds"] == 0
-
-
-async def test_an_index_that_is_not_ours_is_named(mongo):
-    await mongo.collection("job_status").create_index([("user", 1)], name="by_user")
-    with pytest.raises(ConfigurationError, match=r"the indexes of job_status in MongoDB are not streamq's: .*by_user"):
-        await Statuses(mongo).prepare()
-
-
 async def test_a_server_that_is_not_there_is_unavailable_within_seconds(absent_server):
     mongo = Mongo("mongodb://u:secret@127.0.0.1:9/", "streamq")
     began = time.monotonic()

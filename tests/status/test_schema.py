@@ -1,0 +1,82 @@
+"""What lies in MongoDB beside the documents: made by itself when missing, changed only when a person says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from pymongo.errors import WriteError
+
+from streamq.clock import utc_now
+from streamq.errors import ConfigurationError
+from streamq.mongo import Schema, Statuses
+from streamq.mongo.schema import INDEXES, USER_LATEST, VALIDATORS, Change
+
+
+async def test_an_empty_database_is_made_ready_by_whoever_comes_first(mongo):
+    """Several recorders start at once, on a database that nobody has prepared."""
+    assert await Schema(mongo).changes()
+    await asyncio.gather(*(Schema(mongo).prepare() for _ in range(4)))
+    assert await Schema(mongo).changes() == []
+    for name, indexes in INDEXES.items():
+        there = set(await mongo.collection(name).index_information())
+        assert there == {"_id_", *(index.document["name"] for index in indexes)}
+    expiry = (await mongo.collection("job_status").index_information())["expiry"]
+    assert expiry["expireAfterSeconds"] == 0
+
+
+async def test_an_index_that_is_not_ours_is_named_and_left_alone_until_told(mongo):
+    """It may be somebody's on purpose, and building ours may take minutes."""
+    await mongo.collection("job_status").create_index([("user", 1)], name="by_user")
+    with pytest.raises(
+        ConfigurationError, match=r"the indexes of job_status in MongoDB are not streamq's: .*by_user"
+    ) as caught:
+        await Statuses(mongo).prepare()
+    assert "streamq migrate --apply" in caught.value.hint
+    done = [change.what for change in await Schema(mongo).migrate()]
+    assert "replace the index by_user of job_status" in done
+    assert await Schema(mongo).changes() == []
+
+
+async def test_a_database_of_an_earlier_version_is_brought_up_to_date_by_migrate(mongo, caplog):
+    """The recorder says what differs, and works on."""
+    database = mongo.database
+    await database.create_collection("job_status", validator={"state": {"$exists": True}})
+    await database.create_collection("quarantine")
+    await mongo.collection("quarantine").create_index([("at", 1)], name="expiry", expireAfterSeconds=5)
+    await database.create_collection(USER_LATEST, viewOn="job_status", pipeline=[{"$match": {}}])
+    wanted = [change.what for change in await Schema(mongo).changes() if not change.is_new]
+    assert wanted == [
+        "change the validator of job_status",
+        "replace the index expiry of quarantine",
+        f"change the view {USER_LATEST}",
+    ]
+    assert [change.what for change in await Schema(mongo).migrate() if not change.is_new] == wanted
+    assert await Schema(mongo).changes() == []
+
+    await database.command("collMod", "job_status", validator={})
+    caplog.set_level(logging.WARNING)
+    await Schema(mongo).prepare()
+    assert [record.text for record in caplog.records] == [  # type: ignore[attr-defined]
+        "change the validator of job_status: run streamq migrate --apply"
+    ]
+
+
+@pytest.mark.parametrize("name", VALIDATORS["job_status"]["$jsonSchema"]["required"])
+async def test_a_status_without_what_every_status_has_is_refused(statuses, mongo, name):
+    """Other programs write into this database, too."""
+    whole = {"queue": "q", "state": "queued", "enqueued_at": utc_now(), "version": 1}
+    jobs = mongo.collection("job_status")
+    await jobs.insert_one({**whole, "of_a_later_version": 1})
+    del whole[name]
+    with pytest.raises(WriteError, match="Document failed validation"):
+        await jobs.insert_one(whole)
+
+
+async def test_a_user_who_may_not_change_the_layout_is_told_what_is_needed(mongo):
+    """A database administrator may have to do it."""
+    change = Change("do the impossible", False, lambda: mongo.database.command("dbl"))
+    with pytest.raises(ConfigurationError, match=r"refused to do the impossible: no such command: 'dbl'") as caught:
+        await Schema(mongo)._apply(change)
+    assert "dbAdmin" in caught.value.hint
