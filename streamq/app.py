@@ -14,7 +14,8 @@ import asyncio
 import dataclasses
 import inspect
 import weakref
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
@@ -25,15 +26,24 @@ from streamq.registry import HandlerSpec, Isolation, Priority, Registry
 from streamq.settings import Settings, load
 
 if TYPE_CHECKING:
+    from streamq.context import JobContext
     from streamq.retry import RetryPolicy
 
-__all__ = ["CronEntry", "Handler", "PageFunction", "StreamQ"]
+__all__ = ["CronEntry", "Handler", "Lifespan", "Middleware", "PageFunction", "StreamQ"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 PageFunction = Callable[[str | None], Any]
 """Given a cursor (None at first), returns the users of one page and the cursor of the next: `(ids, cursor | None)`."""
+
+Middleware = Callable[["JobContext", Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Given the job and the rest of the run; what it returns is the job's result, what it raises decides the outcome."""
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
+
+M = TypeVar("M", bound=Middleware)
+L = TypeVar("L", bound=Lifespan)
 
 _OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
 
@@ -205,6 +215,7 @@ class StreamQ:
         dedup: str | Sequence[str] = (),
         retry: RetryPolicy | None = None,
         isolation: Isolation = "auto",
+        memory_limit: int = 0,
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
 
     def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above  # pyright: ignore[reportInconsistentOverload]
@@ -216,7 +227,8 @@ class StreamQ:
             function: Given when the decorator is used bare.
             options: `name`, `queue`, `max_attempts`, `timeout` (None: for ever), `priority`; `key`, the name of the
                 argument that is the user key; `dedup`, the name or names of the arguments that make the dedup key;
-                `retry`; `isolation`.
+                `retry`; `isolation`, "process" for a child process that can be killed; `memory_limit`, how many bytes
+                a run there may take.
 
         Raises:
             ConfigurationError: The function or an option cannot be used.
@@ -238,6 +250,46 @@ class StreamQ:
             raise ConfigurationError(f"handler {options['name']!r}: {error}") from None
         self.registry.add(spec)
         return Handler(self, spec)
+
+    def middleware(self, function: M) -> M:
+        """Run a function around each job: async, given the job and the rest of the run to await.
+
+        The one that is registered first is the outermost. It runs where the handler runs, with `isolation="process"`
+        in the child.
+
+        Raises:
+            ConfigurationError: It is not async.
+        """
+        is_async: bool = inspect.iscoroutinefunction(function)
+        if not is_async:
+            raise ConfigurationError(f"middleware {function!r} is not async: write async def")
+        self.registry.middleware.append(function)
+        return function
+
+    def lifespan(self, function: L) -> L:
+        """Open what all jobs of a worker process share, before the first job, and close it after the last.
+
+        Args:
+            function: An async generator function that yields once, or one that returns an async context manager. What
+                it yields is `state`.
+
+        Raises:
+            ConfigurationError: The application has one already.
+        """
+        if self.registry.lifespan is not None:
+            raise ConfigurationError("the application has a lifespan already; call the other one from there")
+        made: Any = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
+        self.registry.lifespan = made
+        return function
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan yielded in this worker process.
+
+        Raises:
+            StreamQError: There is no lifespan, or no worker runs here.
+        """
+        return self.registry.state()
 
     def cron(
         self, expression: str, *, handler: Handler[..., Any], name: str | None = None, **options: Any

@@ -13,6 +13,7 @@ StreamQError
 ├── NotConfirmed           exit 75   enqueued, but not on as many replicas as asked
 ├── JobNotFound            exit 1
 ├── JobFailed              exit 1    raised by `job.result()`
+├── LifespanFailed         exit 1    the application's lifespan raised at the start
 ├── BadInput               exit 65   a file or value given by a person
 └── LeaseLost                        told to a handler whose job went to another worker
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "HistoryUnavailable", "JobFailed",
-    "JobNotFound", "JobRejected", "LeaseLost", "NotConfirmed", "PayloadTooLarge", "QueueFull", "StreamQError",
+    "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PayloadTooLarge", "QueueFull", "StreamQError",
     "Unavailable", "UnknownHandler",
 ]  # fmt: skip
 
@@ -92,6 +93,10 @@ class JobNotFound(StreamQError):
 
 class JobFailed(StreamQError):
     """The job ended without a result: dead, cancelled or expired."""
+
+
+class LifespanFailed(StreamQError):
+    """The application's lifespan raised before the first job. The worker ends; a supervisor may start it again."""
 
 
 class BadInput(StreamQError):

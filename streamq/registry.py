@@ -1,24 +1,32 @@
-"""The handlers of an application, looked up by name."""
+"""What an application has: its handlers, looked up by name, and what surrounds their jobs."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+import traceback
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamq.clock import to_ms
-from streamq.errors import BadArguments, ConfigurationError, UnknownHandler
+from streamq.depends import Dependency, split_signature
+from streamq.errors import BadArguments, ConfigurationError, LifespanFailed, StreamQError, UnknownHandler
 from streamq.keys import LANES, check_queue_name
+from streamq.logs import event
 from streamq.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
 __all__ = ["HandlerSpec", "Isolation", "Priority", "Registry"]
 
 Isolation = Literal["auto", "thread", "process"]
 Priority = Literal["high", "normal", "low"]
+
+log = logging.getLogger("streamq.worker")
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -41,7 +49,12 @@ class HandlerSpec:
     """The names of the arguments that make the dedup key; empty: jobs are not deduplicated."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     isolation: Isolation = "auto"
+    memory_limit: int = 0
+    """With isolation="process": how many bytes one run may take; 0: any number."""
     signature: inspect.Signature = field(init=False)
+    """Without the parameters that the worker fills."""
+    dependencies: tuple[Dependency, ...] = field(init=False)
+    """The parameters that the worker fills."""
     is_async: bool = field(init=False)
     head: bytes = field(init=False)
     """The constant first part of each envelope."""
@@ -51,7 +64,7 @@ class HandlerSpec:
     positional: int = field(init=False)
 
     def __post_init__(self) -> None:
-        signature = inspect.signature(self.function)
+        signature, dependencies = split_signature(f"handler {self.name!r}", inspect.signature(self.function))
         parameters = list(signature.parameters.values())
         _check_spec(self, signature)
         needed = [p for p in parameters if p.default is p.empty]
@@ -59,6 +72,7 @@ class HandlerSpec:
         keyword_needed = any(p.kind is p.KEYWORD_ONLY for p in needed)
         values: dict[str, Any] = {
             "signature": signature,
+            "dependencies": dependencies,
             "is_async": inspect.iscoroutinefunction(self.function),
             "head": b'{"v":1,"h":"%s"' % self.name.encode(),
             "required": len(needed) if not keyword_needed else len(by_position) + 1,
@@ -107,6 +121,7 @@ def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
         raise ConfigurationError(f"{where}: timeout must be longer than nothing, and {spec.timeout} came")
     if spec.priority not in LANES[:3]:
         raise ConfigurationError(f"{where}: priority is high, normal or low, not {spec.priority!r}")
+    _check_isolation(spec, where)
     variadic = [p.name for p in signature.parameters.values() if p.kind in _VARIADIC]
     if variadic:
         raise ConfigurationError(
@@ -117,11 +132,29 @@ def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
             raise ConfigurationError(f"{where} has no argument {name!r}: it is {signature}")
 
 
+def _check_isolation(spec: HandlerSpec, where: str) -> None:
+    if spec.isolation not in get_args(Isolation):
+        raise ConfigurationError(f"{where}: isolation is auto, thread or process, not {spec.isolation!r}")
+    if spec.isolation == "thread" and inspect.iscoroutinefunction(spec.function):
+        raise ConfigurationError(
+            f"{where} is async, so it cannot run in a thread", hint="leave isolation= out, or say process"
+        )
+    if spec.memory_limit < 0 or (spec.memory_limit and spec.isolation != "process"):
+        raise ConfigurationError(
+            f"{where}: memory_limit is a number of bytes, and only for isolation='process'; {spec.memory_limit} came "
+            f"with isolation={spec.isolation!r}"
+        )
+
+
 class Registry:
-    """Handlers by name."""
+    """Handlers by name, the middleware around them, and the lifespan around all."""
 
     def __init__(self) -> None:
         self._specs: dict[str, HandlerSpec] = {}
+        self._states: list[Any] = []
+        self.middleware: list[Callable[..., Awaitable[Any]]] = []
+        """The first one is the outermost."""
+        self.lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
 
     def add(self, spec: HandlerSpec) -> None:
         """Register a handler.
@@ -152,6 +185,41 @@ class Registry:
             known = ", ".join(sorted(self._specs)) or "none is registered"
             raise UnknownHandler(f"no handler is named {name!r} (known: {known})")
         return spec
+
+    def state(self) -> Any:
+        """Return what the lifespan gave to this process.
+
+        Raises:
+            StreamQError: There is no lifespan, or no worker runs in this process.
+        """
+        if not self._states:
+            why = "this process runs no jobs" if self.lifespan else "the application has no lifespan"
+            raise StreamQError(f"there is no state here: {why}")
+        return self._states[-1]
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Go through the lifespan, around everything that this process runs.
+
+        Raises:
+            LifespanFailed: It raised before its `yield`. What it raises afterwards is only logged: all work is done.
+        """
+        if self.lifespan is None:
+            yield
+            return
+        span = self.lifespan()
+        try:
+            self._states.append(await span.__aenter__())
+        except Exception as error:
+            raise LifespanFailed(f"the lifespan failed at the start: {type(error).__name__}: {error}") from error
+        try:
+            yield
+        finally:
+            self._states.pop()
+            try:
+                await span.__aexit__(None, None, None)
+            except Exception:  # noqa: BLE001 - the user's code; whatever it raises, this process ends in order
+                event(log, logging.ERROR, "worker.lifespan_failed", traceback=traceback.format_exc())
 
     def __iter__(self) -> Iterator[HandlerSpec]:
         return iter(self._specs.values())

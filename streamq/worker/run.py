@@ -37,7 +37,7 @@ from streamq.worker.threads import JobInterrupted
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
 
-__all__ = ["PARK_MS", "RunningJob", "Stop", "interrupted", "run", "verdict"]
+__all__ = ["PARK_MS", "Caller", "RunningJob", "Stop", "interrupted", "run", "verdict"]
 
 PARK_MS = 5_000
 """A job that this worker cannot run waits that long, and is offered to all workers again."""
@@ -70,6 +70,7 @@ class RunningJob:
         "ended_at",
         "envelope",
         "is_stuck",
+        "kwargs",
         "renewed_at",
         "spec",
         "stop",
@@ -83,6 +84,8 @@ class RunningJob:
     ) -> None:
         self.delivery = delivery
         self.envelope = envelope
+        self.kwargs = envelope.kwargs
+        """Those of the caller, and what the worker adds."""
         self.spec = spec
         self.call = call
         self.begun_ms = begun_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -103,6 +104,8 @@ class Worker:
         """
         worker_started(log, self.name, self.settings.worker_concurrency)
         await self._check_server()
+        surroundings = contextlib.AsyncExitStack()
+        await surroundings.enter_async_context(self.app.registry.alive())
         self.slots = slots = Slots(self.settings, self.app.registry, self._threads)
         slots.on_control = self._control
         slots.on_rename = self._renamed
@@ -127,6 +130,7 @@ class Worker:
             if self._pulse is not None:
                 await asyncio.to_thread(self._pulse.stop)
             self._threads.shutdown(wait=False, cancel_futures=True)
+            await surroundings.aclose()
             await self._broker.close()
         outcomes: dict[str, Any] = dict(slots.counters)
         event(log, logging.INFO, "worker.stopped", worker=self.name, **outcomes)

@@ -16,9 +16,9 @@ from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.job import Delivery, Outcome, Retrying, Snoozed
 from streamq.logs import event
+from streamq.worker.calls import Calls
 from streamq.worker.run import RunningJob, Stop, interrupted, run, verdict
 from streamq.worker.settle import settle
-from streamq.worker.threads import ThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +39,6 @@ _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
 STUCK_S = 10.0
 """A handler that was interrupted and has not ended after this long does not heed it."""
-_INSIST_S = 1.0
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES = ((1, 128), (2, 128), (3, 128))
@@ -60,8 +59,7 @@ class Slots:
         self.on_rename: Callable[[], None] = lambda: None
         self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
         self.on_stuck: Callable[[RunningJob], None] = lambda _: None
-        self._registry = registry
-        self._threads = threads
+        self._calls = Calls(registry, threads)
         self._capacity = settings.worker_concurrency
         self._active = 0
         """Slots that have a task."""
@@ -186,11 +184,10 @@ class Slots:
             delivery.envelope = envelope = decode_envelope(delivery.raw)
         except ValueError:
             envelope = None
-        spec = self._registry.find(envelope.handler) if envelope is not None else None
+        spec, call = self._calls.find(envelope.handler) if envelope is not None else (None, None)
         refusal = verdict(delivery, spec, now_ms)
-        if refusal is not None or envelope is None or spec is None:
+        if refusal is not None or envelope is None or spec is None or call is None:
             return refusal or Snoozed(0), None
-        call = _call_async if spec.is_async else self._call_thread
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
         job.task = asyncio.current_task()
         here.delivery, here.max_attempts = delivery, job.max_attempts
@@ -211,24 +208,6 @@ class Slots:
         if window_s > 0.05:
             self._rate = self._rate_count / window_s
             self._rate_from, self._rate_count = now, 0
-
-    async def _call_thread(self, job: RunningJob) -> Any:
-        """Run a plain function in the pool.
-
-        A thread cannot be killed. Told to stop, it gets an exception at its next Python instruction, and the job has
-        not ended before the thread has: otherwise the same job could run twice at once.
-        """
-        call = ThreadCall(job.spec.function, job.envelope.args, job.envelope.kwargs)
-        future = self._loop.run_in_executor(self._threads, contextvars.copy_context().run, call)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                call.interrupt()  # again and again: a handler may swallow one
-                await asyncio.wait({future}, timeout=_INSIST_S)
-            if not future.cancelled() and future.exception() is None:
-                return future.result()  # it was done before the exception reached it
-            raise
 
     # Ending.
 
@@ -368,8 +347,3 @@ class Slots:
     def capacity(self) -> int:
         """How many jobs may run at once."""
         return self._capacity
-
-
-async def _call_async(job: RunningJob) -> Any:
-    envelope = job.envelope
-    return await job.spec.function(*envelope.args, **envelope.kwargs)
