@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamq.app import Handler, StreamQ
     from streamq.context import JobContext, current_job
+    from streamq.dedup import Dedup
     from streamq.depends import Depends
     from streamq.job import Cancel, Fail, Retry, Snooze
-    from streamq.queue import Job, Options
+    from streamq.options import Options
+    from streamq.queue import Job
     from streamq.retry import Never, RetryPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancel", "Depends", "Fail", "Handler", "Job", "JobContext", "Never", "Options", "Retry", "RetryPolicy", "Snooze", "StreamQ",
+    "Cancel", "Dedup", "Depends", "Fail", "Handler", "Job", "JobContext", "Never", "Options", "Retry", "RetryPolicy", "Snooze", "StreamQ",
     "current_job",
 ]  # fmt: skip
 
 _HOME = {
-    "Cancel": "job", "Depends": "depends", "Fail": "job", "Handler": "app", "Job": "queue", "JobContext": "context", "Never": "retry",
-    "Options": "queue", "Retry": "job", "RetryPolicy": "retry", "Snooze": "job", "StreamQ": "app",
+    "Cancel": "job", "Dedup": "dedup", "Depends": "depends", "Fail": "job", "Handler": "app", "Job": "queue", "JobContext": "context", "Never": "retry",
+    "Options": "options", "Retry": "job", "RetryPolicy": "retry", "Snooze": "job", "StreamQ": "app",
     "current_job": "context",
 }  # fmt: skip
 

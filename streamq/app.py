@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from streamq.dedup import Dedup
 from streamq.errors import ConfigurationError
-from streamq.queue import Client, Draft, Job, Options, SyncBridge, draft
+from streamq.options import Options
+from streamq.queue import Client, Draft, Job, SyncBridge, draft
 from streamq.registry import HandlerSpec, Isolation, Priority, Registry
 from streamq.settings import Settings, load
 
@@ -212,7 +214,7 @@ class StreamQ:
         timeout: timedelta | None = ...,
         priority: Priority = "normal",
         key: str | None = None,
-        dedup: str | Sequence[str] = (),
+        dedup: str | Sequence[str] | Dedup = (),
         retry: RetryPolicy | None = None,
         isolation: Isolation = "auto",
         memory_limit: int = 0,
@@ -226,7 +228,8 @@ class StreamQ:
         Args:
             function: Given when the decorator is used bare.
             options: `name`, `queue`, `max_attempts`, `timeout` (None: for ever), `priority`; `key`, the name of the
-                argument that is the user key; `dedup`, the name or names of the arguments that make the dedup key;
+                argument that is the user key; `dedup`, the name or names of the arguments that make the dedup key, or a
+                `Dedup`;
                 `retry`; `isolation`, "process" for a child process that can be killed; `memory_limit`, how many bytes
                 a run there may take.
 
@@ -242,8 +245,9 @@ class StreamQ:
             raise ConfigurationError(f"{function!r} is not a function, so it cannot be a handler")
         options = {name: value for name, value in options.items() if value is not None or name == "timeout"}
         options.setdefault("name", function.__name__)
-        if isinstance(options.get("dedup"), str):
-            options["dedup"] = (options["dedup"],)
+        if isinstance(options.get("dedup"), str | list | tuple):
+            names = options["dedup"]
+            options["dedup"] = Dedup.until_done(*((names,) if isinstance(names, str) else names)) if names else None
         try:
             spec = HandlerSpec(function=function, **options)
         except TypeError as error:

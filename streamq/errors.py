@@ -80,6 +80,12 @@ class QueueFull(JobRejected):
 
     exit_code = 75
 
+    def __init__(self, message: str, *, hint: str = "", depth: int = 0, max_depth: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.depth = depth
+        """How many jobs the queue held; 0 if it is Redis that is full."""
+        self.max_depth = max_depth
+
 
 class NotConfirmed(StreamQError):
     """The job is enqueued, but fewer replicas than asked have confirmed it in time."""

@@ -85,7 +85,7 @@ class Envelope(
     rename={
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
-        "keep_result_ms": "kr",
+        "dedup_scope": "gs", "keep_result_ms": "kr",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -106,6 +106,8 @@ class Envelope(
     dedup: str | None = None
     dedup_window_ms: _Whole = 0
     """How long the dedup key stays taken after the job has ended."""
+    dedup_scope: str = ""
+    """The letter of its `Dedup`; a throttled job (t, p) leaves its key alone, one of `k` starts the one behind it."""
     headers: dict[str, str] = {}
     starts: _Whole = 0
     """How often the job was put back into a lane: with the delivery number it makes the fence."""

@@ -97,6 +97,11 @@ class Keys:
         return self._key("producers")
 
     @property
+    def counts(self) -> str:
+        """Hash: what happened to its number, for what no single job tells."""
+        return self._key("counts")
+
+    @property
     def control(self) -> str:
         """Stream of operators' messages to workers."""
         return self._key("control")

@@ -7,6 +7,7 @@ goes out together. Each call is numbered, so that repeating one whose reply was 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import secrets
@@ -15,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -24,10 +25,19 @@ import orjson
 from streamq.broker.orders import Orders
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
 from streamq.broker.server import Broker
-from streamq.clock import now_ms, to_ms
-from streamq.codec import encode_json, envelope_bytes
-from streamq.errors import BadArguments, BrokerUnavailable, JobFailed, NotConfirmed, PayloadTooLarge
-from streamq.keys import Keys, lane_digit
+from streamq.clock import to_ms
+from streamq.codec import envelope_bytes
+from streamq.dedup import Dedup, dedup_key
+from streamq.errors import (
+    BadArguments,
+    BrokerUnavailable,
+    JobFailed,
+    NotConfirmed,
+    PayloadTooLarge,
+    StreamQError,
+)
+from streamq.keys import Keys
+from streamq.options import NO_OPTIONS, Options, checked_digit, checked_text, due_of, envelope_fields
 
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
@@ -37,7 +47,8 @@ __all__ = ["Client", "Draft", "Job", "Options", "SyncBridge", "new_job_id"]
 T = TypeVar("T")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LONGEST_KEY = 512
+_SET_THE_TIME = ("d", "k")
+"""Debounced jobs wait for the next call, kept ones for the one before them."""
 
 
 class _IdMaker:
@@ -71,44 +82,23 @@ def _base32(number: int, digits: int) -> str:
 new_job_id = _IdMaker().next
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What may be said of one job besides its arguments. What is None is as the handler says."""
-
-    key: str | None = None
-    """The user or tenant that the job belongs to."""
-    dedup: str | None = None
-    """While a job with this key lives, enqueueing another returns that one."""
-    delay: timedelta | None = None
-    at: datetime | None = None
-    """When it is due; an aware datetime. Instead of `delay`."""
-    priority: Literal["high", "normal", "low"] | None = None
-    max_attempts: int | None = None
-    deadline: datetime | timedelta | None = None
-    """The job is not started after it; a duration counts from now."""
-    headers: dict[str, str] | None = None
-    keep_result: timedelta | None = None
-    """Keep the result for that long, for `job.result()`."""
-    id: str | None = None
-    """The job's id, made by the caller; the same id is one job. None: a new one."""
-    occurrence: str | None = None
-    replicas: int = 0
-    """Wait until that many replicas have the job."""
-
-
 class Job(msgspec.Struct, frozen=True):
     """An accepted job, or the one that stands in its place."""
 
     id: str
     handler: str
     queue: str
-    status: Literal["new", "duplicate", "present"]
-    """new: enqueued now. duplicate: `id` is the living job that holds the dedup key. present: this id was known."""
+    status: Literal["new", "duplicate", "replaced", "present", "refused"]
+    """new: enqueued now. duplicate: the job `id` holds the dedup key and stands in. replaced: the job `id` holds it, waits,
+    and has the arguments of this call now. present: this id was known. refused: not enqueued, `error` says why."""
     client: Any = None
     """Who enqueued it, and can ask what became of it."""
+    error: StreamQError | None = None
+    """With `enqueue_many` and `enqueue_stream`: why the job was refused, or that too few replicas confirmed it."""
 
     def __repr__(self) -> str:
-        return f"Job(id={self.id!r}, handler={self.handler!r}, queue={self.queue!r}, status={self.status!r})"
+        error = f", error={self.error!r}" if self.error is not None else ""
+        return f"Job(id={self.id!r}, handler={self.handler!r}, queue={self.queue!r}, status={self.status!r}{error})"
 
     @property
     def is_new(self) -> bool:
@@ -149,17 +139,15 @@ class Draft(NewJob):
             return Job(self.id, self.handler, self.queue, "new", client)
         if result == "p":
             return Job(self.id, self.handler, self.queue, "present", client)
-        return Job(result[1:], self.handler, self.queue, "duplicate", client)
-
-
-_NO_OPTIONS = Options()
+        status: Literal["duplicate", "replaced"] = "duplicate" if result[0] == "d" else "replaced"
+        return Job(result[1:], self.handler, self.queue, status, client)
 
 
 def draft(
     spec: HandlerSpec,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    options: Options = _NO_OPTIONS,
+    options: Options = NO_OPTIONS,
     *,
     max_payload_bytes: int = 262_144,
 ) -> Draft:
@@ -170,96 +158,76 @@ def draft(
         PayloadTooLarge: They are larger than `max_payload_bytes`.
     """
     spec.check_arguments(args, kwargs)
-    key = options.key
-    if key is None and spec.key is not None:
-        key = str(spec.argument(spec.key, args, kwargs))
-    dedup = options.dedup
-    if dedup is None and spec.dedup:
-        values = [spec.argument(name, args, kwargs) for name in spec.dedup]
-        dedup = f"{spec.name}:" + ":".join(str(value) for value in values)
-    rest = _rest(spec, key, dedup, options)
+    rule = spec.dedup if options.dedup is None else _rule(spec, options.dedup)
+    rest = _rest(spec, rule, args, kwargs, options)
     envelope = envelope_bytes(spec.head, args, kwargs, rest)
     if len(envelope) > max_payload_bytes:
         raise PayloadTooLarge(
             f"a job of {spec.name!r} is {len(envelope):,} bytes; at most {max_payload_bytes:,} are allowed",
             hint="keep the data elsewhere and pass its id, or raise max_payload_bytes",
         )
-    delay_ms = _delay_ms(options) if options is not _NO_OPTIONS else 0
-    digit = lane_digit(options.priority or spec.priority)
-    job_id = options.id or new_job_id()
-    return Draft(job_id, digit, envelope, delay_ms, dedup, spec.name, spec.queue, options.replicas)
+    digit = checked_digit(options.priority or spec.priority)
+    item = Draft(options.id or new_job_id(), digit, envelope, handler=spec.name, queue=spec.queue)
+    if rule is not None:
+        item.dedup, item.scope, item.delay_ms = rest["g"], rule.word, rule.wait_ms
+    if options is not NO_OPTIONS:
+        item.replicas = options.replicas
+        _set_due(item, rule, options)
+    return item
 
 
-def _rest(spec: HandlerSpec, key: str | None, dedup: str | None, options: Options) -> dict[str, Any]:
+def _rest(
+    spec: HandlerSpec, rule: Dedup | None, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+) -> dict[str, Any]:
     """Collect the envelope's optional fields; most jobs have one or none."""
     rest: dict[str, Any] = {}
+    key = options.key
+    if key is None and spec.key is not None:
+        key = str(spec.argument(spec.key, args, kwargs))
     if key is not None:
-        rest["u"] = _checked_text(key, "key")
-    if dedup is not None:
-        rest["g"] = _checked_text(dedup, "dedup")
-    if options is not _NO_OPTIONS:
-        _add_options(rest, spec, options)
+        rest["u"] = checked_text(key, "key")
+    if rule is not None:
+        rest["g"] = checked_text(_dedup_key(spec, rule, args, kwargs), "the dedup key")
+        if rule.letter:
+            rest["gs"] = rule.letter
+        if rule.window_ms:
+            rest["gw"] = rule.window_ms
+    if options is not NO_OPTIONS:
+        rest |= envelope_fields(options, spec.name)
     return rest
 
 
-def _add_options(rest: dict[str, Any], spec: HandlerSpec, options: Options) -> None:
-    if options.id is not None:
-        _checked_text(options.id, "id")
-    if options.max_attempts is not None:
-        rest["m"] = _checked_attempts(options.max_attempts, spec)
-    if options.deadline is not None:
-        rest["x"] = _moment_ms(options.deadline, "deadline")
-    if options.occurrence is not None:
-        rest["o"] = options.occurrence
-    if options.headers:
-        rest["t"] = _checked_headers(options.headers)
-    if options.keep_result is not None:
-        rest["kr"] = to_ms(options.keep_result)
+def _rule(spec: HandlerSpec, given: str | Dedup) -> Dedup:
+    """Return the rule that was given for one call, with the key of the handler's rule if it has none of its own."""
+    own = spec.dedup
+    if isinstance(given, Dedup):
+        if given.by or given.key is not None:
+            return given
+        if own is None:
+            raise BadArguments(
+                f"dedup of {spec.name!r}: nothing says what makes jobs the same",
+                hint="name the arguments, as in Dedup.until_started('user_id'), or pass key=",
+            )
+        return dataclasses.replace(given, by=own.by, key=own.key)
+    checked_text(given, "dedup")
+    return dataclasses.replace(own, by=(), key=given) if own is not None else Dedup(key=given)
 
 
-def _checked_attempts(max_attempts: int, spec: HandlerSpec) -> int:
-    if max_attempts < 1:
-        raise BadArguments(f"max_attempts counts from 1, and {max_attempts} came for {spec.name!r}")
-    return max_attempts
+def _dedup_key(spec: HandlerSpec, rule: Dedup, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    if rule.key is not None:
+        return rule.key
+    return dedup_key(spec.name, [spec.argument(name, args, kwargs) for name in rule.by])
 
 
-def _checked_text(text: str, what: str) -> str:
-    if not text or len(text) > _LONGEST_KEY:
-        raise BadArguments(f"{what} must have 1 to {_LONGEST_KEY} characters, and {len(text)} came")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadArguments(f"{what} {text!r} is not text: {error.reason}") from None
-    return text
-
-
-def _checked_headers(headers: dict[Any, Any]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise BadArguments(f"headers are text by text, and {name!r}: {value!r} came")
-    encode_json(headers)
-    return headers
-
-
-def _moment_ms(moment: datetime | timedelta, what: str) -> int:
-    if isinstance(moment, timedelta):
-        return now_ms() + to_ms(moment)
-    try:
-        return to_ms(moment)
-    except ValueError as error:
-        raise BadArguments(f"{what}: {error}") from None
-
-
-def _delay_ms(options: Options) -> int:
-    if options.delay is not None and options.at is not None:
-        raise BadArguments("delay= and at= both say when; pass one of them")
-    if options.at is not None:
-        return max(0, _moment_ms(options.at, "at") - now_ms())
-    if options.delay is None:
-        return 0
-    if options.delay < timedelta(0):
-        raise BadArguments(f"a delay cannot be negative, and {options.delay} came")
-    return to_ms(options.delay)
+def _set_due(item: Draft, rule: Dedup | None, options: Options) -> None:
+    delay_ms, at_ms = due_of(options)
+    if not delay_ms and not at_ms:
+        return
+    if rule is not None and rule.letter in _SET_THE_TIME:
+        raise BadArguments(
+            f"a job of {item.handler!r} with dedup {rule.scope!r} has its own time; leave out delay= and at="
+        )
+    item.delay_ms, item.at_ms = delay_ms, at_ms
 
 
 class Producer:

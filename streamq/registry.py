@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from streamq.dedup import Dedup
+
 __all__ = ["HandlerSpec", "Isolation", "Priority", "Registry"]
 
 Isolation = Literal["auto", "thread", "process"]
@@ -45,8 +47,8 @@ class HandlerSpec:
     priority: Priority = "normal"
     key: str | None = None
     """The name of the argument that is the user key."""
-    dedup: tuple[str, ...] = ()
-    """The names of the arguments that make the dedup key; empty: jobs are not deduplicated."""
+    dedup: Dedup | None = None
+    """When another job stands in for a new one; None: jobs are not deduplicated."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     isolation: Isolation = "auto"
     memory_limit: int = 0
@@ -122,12 +124,20 @@ def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
     if spec.priority not in LANES[:3]:
         raise ConfigurationError(f"{where}: priority is high, normal or low, not {spec.priority!r}")
     _check_isolation(spec, where)
+    rule = spec.dedup
+    if rule is not None and not rule.by and rule.key is None:
+        raise ConfigurationError(f"{where}: dedup needs the names of the arguments that make jobs the same, or key=")
+    _check_names(spec, signature)
+
+
+def _check_names(spec: HandlerSpec, signature: inspect.Signature) -> None:
+    where = f"handler {spec.name!r}"
     variadic = [p.name for p in signature.parameters.values() if p.kind in _VARIADIC]
     if variadic:
         raise ConfigurationError(
             f"{where} takes *{variadic[0]}: name each argument, so that a wrong call is refused when it is enqueued"
         )
-    for name in (*spec.dedup, *([spec.key] if spec.key else [])):
+    for name in (*(spec.dedup.by if spec.dedup is not None else ()), *([spec.key] if spec.key else [])):
         if name not in signature.parameters:
             raise ConfigurationError(f"{where} has no argument {name!r}: it is {signature}")
 

@@ -78,7 +78,7 @@ class FanOutState(
         if not self.count:
             return self
         words = () if isinstance(results, str) else results  # one string of `n` for as many new jobs
-        duplicates = sum(1 for word in words if word.startswith("d"))
+        duplicates = sum(1 for word in words if word[0] in "dr")
         present = sum(1 for word in words if word == "p")
         return msgspec.structs.replace(
             self,

@@ -61,7 +61,7 @@ class Orders:
 
     async def _waiting(self, job_id: str, token: bytes) -> tuple[bytes | None, int]:
         """Return the envelope of a job where the token says it is, and when it was enqueued."""
-        if token == b"z":
+        if token[:1] == b"z":
             payload = await self._wire.call("HGET", self.keys.payload, job_id)
             if payload is None:
                 return None, 0
@@ -111,7 +111,8 @@ class Orders:
         envelope = decode_envelope(raw)
         fresh = msgspec.structs.replace(envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0)
         names = [*self.keys.lanes, self.keys.index, self.keys.dead]
-        if envelope.dedup is not None:
+        # A throttled job's key is kept by time alone: taken here, it would never be freed.
+        if envelope.dedup is not None and envelope.dedup_scope not in ("t", "p"):
             names.append(self.keys.dedup(envelope.dedup))
         args: list[Arg] = [letter_id, job_id, lane_digit(lane), encode_envelope(fresh)]
         reply = (await self._wire.script(load("replay"), names, args)).decode()

@@ -24,8 +24,6 @@ __all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition"
 BATCH = 128
 """The most rows of a section in one script call; it bounds how long Redis is busy with one."""
 
-_FIXED_ADD_KEYS = 10
-_FIXED_CYCLE_KEYS = 14
 _PRODUCER_KEPT_MS = 86_400_000
 
 Arg = str | bytes | int | float
@@ -53,13 +51,18 @@ class NewJob(msgspec.Struct):
     envelope: bytes
     delay_ms: int = 0
     dedup: str | None = None
+    scope: str = ""
+    """`Dedup.word`."""
+    at_ms: int = 0
+    """When it is due, server time; instead of `delay_ms`."""
 
 
 @dataclass(slots=True)
 class Added:
     """What became of the jobs of one `add` call, in the order given.
 
-    Each result is `n` (new), `p` (present: this id is known), or `d` and the id of the job that holds the dedup key.
+    Each result is `n` (new), `p` (present: this id is known), `d` and the id of the job that holds the dedup key, or `r`
+    and the id of the waiting job that got the arguments.
     """
 
     results: Sequence[str]
@@ -72,7 +75,7 @@ class Report:
 
     settled: list[Arg] = field(default_factory=list)
     dedups: list[tuple[bytes, str, int]] = field(default_factory=list)
-    """Job id, dedup key, window ms."""
+    """Job id, dedup key, window ms; -1: it may have a job kept behind it."""
     results: list[tuple[bytes, int, bytes]] = field(default_factory=list)
     """Job id, ttl ms, result."""
     letters: list[Arg] = field(default_factory=list)
@@ -113,7 +116,7 @@ class Partition:
         self._cycle = load("cycle")
         self._add = load("add")
         self._add_keys = (
-            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers,
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts,
         )  # fmt: skip
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
@@ -158,13 +161,15 @@ class Partition:
         args: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0"]
         places: dict[str, int] = {}
         for job in jobs:
-            place = 0
+            place: int | str = 0
             if job.dedup is not None:
                 place = places.get(job.dedup, 0)
                 if not place:
                     keys.append(self.keys.dedup(job.dedup))
                     places[job.dedup] = place = len(keys)
-            args += (job.id, job.digit, job.delay_ms, place, job.envelope)
+                if job.scope:
+                    place = f"{place}{job.scope}"
+            args += (job.id, job.digit, f"@{job.at_ms}" if job.at_ms else job.delay_ms, place, job.envelope)
         reply = await self._wire.script(self._add, keys, args)
         return self._added(reply, len(jobs), max_depth)
 
@@ -177,6 +182,8 @@ class Partition:
             raise QueueFull(
                 f"queue {self.keys.queue!r} holds {reply[2]} jobs and may hold {max_depth}",
                 hint="add workers, or raise max_depth",
+                depth=reply[2],
+                max_depth=max_depth,
             )
         if verdict == b"REPEAT":
             raise CallRepeated(reply[2], reply[3].decode(), reply[4].decode())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from streamq.broker.partition import NewJob
+from streamq.dedup import Dedup, dedup_key
 from streamq.keys import lane_digit
 from streamq.schedules.occurrence import Occurrence, Schedule, user_word
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["JobMaker"]
 
 _LONGEST_KEY = 512
+_USER = object()
+"""Stands for the user among the parts of a dedup key."""
 
 
 class JobMaker:
@@ -45,12 +48,12 @@ class JobMaker:
         deadline_ms = schedule.deadline_ms(occurrence, begun_ms)
         self._tail = b',"x":%d,"o":"%s"}' % (deadline_ms, occurrence.name.encode())
         self._max_payload_bytes = max_payload_bytes
-        parameters = list(spec.signature.parameters.values())
+        self._handler = spec.name
+        self._rule = spec.dedup
+        parameters = spec.signature.parameters
         # The user is the first argument; the others have the defaults that go into the dedup key.
-        parts = [
-            None if name == parameters[0].name else str(spec.signature.parameters[name].default) for name in spec.dedup
-        ]
-        self._dedup = [spec.name, *parts] if parts else []
+        first = next(iter(parameters), None)
+        self._parts = [_USER if name == first else parameters[name].default for name in (spec.dedup or Dedup()).by]
 
     def make(self, users: Sequence[User], now_ms: int) -> tuple[list[NewJob], list[str]]:
         """Return a job for each user, and why some cannot have one."""
@@ -76,11 +79,18 @@ class JobMaker:
         dumped = orjson.dumps(user)
         key = dumped if user is text else b'"%s"' % dumped
         envelope = self._head + dumped + b'],"u":' + key
-        dedup = None
-        if self._dedup:
-            dedup = ":".join(text if part is None else part for part in self._dedup)
-            envelope += b',"g":' + orjson.dumps(dedup)
-        return NewJob(self._prefix + word, self._digit, envelope + self._tail, 0, dedup)
+        rule = self._rule
+        if rule is None:
+            return NewJob(self._prefix + word, self._digit, envelope + self._tail)
+        dedup = rule.key
+        if dedup is None:
+            dedup = dedup_key(self._handler, [text if part is _USER else part for part in self._parts])
+        envelope += b',"g":' + orjson.dumps(dedup)
+        if rule.letter:
+            envelope += b',"gs":"%s"' % rule.letter.encode()
+        if rule.window_ms:
+            envelope += b',"gw":%d' % rule.window_ms
+        return NewJob(self._prefix + word, self._digit, envelope + self._tail, rule.wait_ms, dedup, rule.word)
 
     def _objection(self, text: str, job: NewJob) -> str:
         """Say what is wrong with a job, if something is; the limits are those of any other job."""

@@ -113,7 +113,7 @@ async def _enqueued(
     for number, start in enumerate(range(0, len(users), desk.call_size), 1):
         jobs, _ = maker.make(users[start : start + desk.call_size], desk.now_ms())
         results += await _call(desk, producer, number, jobs)
-    duplicates = sum(1 for result in results if result.startswith("d"))
+    duplicates = sum(1 for result in results if result[0] in "dr")
     return Enqueued(occurrence, results.count("n"), duplicates, results.count("p"))
 
 

@@ -1,18 +1,31 @@
 #!lua
 -- add: one call of a producer puts any number of jobs (at most 128) into a partition.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11.. dedup keys
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11 counts, 12.. dedup keys
 -- ARGV  1 producer, 2 number of the call (from 1, rising), 3 keep ms: for how long the producer is remembered,
 --       4 cursor to store, 5 most jobs the partition may hold (0: any), 6 '1': the number must follow the last one,
---       then per job: id, lane digit, delay ms (0: now), place of its dedup key in KEYS (0: none), envelope
+--       then per job: id, lane digit, delay ms (0: now; with '@' before it the due time in ms itself),
+--       place of its dedup key in KEYS (0: none) and behind it the scope, envelope
 -- Returns {'OK', now ms, '' or a result per job}   '' when every job is new; else per job 'n' new,
---                                                  'p' already present, or 'd' .. id of the dedup key's holder
+--                                                  'p' already present, 'd' .. id of the dedup key's holder,
+--                                                  or 'r' .. id of the waiting job that got these arguments
 --         {'REPEAT', now ms, last number, cursor, results of the last call}   nothing was written
 --         {'GAP', now ms, last number, cursor}                                nothing was written
 --         {'FULL', now ms, depth}                                             nothing was written
 --
+-- Scopes, each of the call that comes: whether the holder of its dedup key stands in for it.
+--   (none)   until done: while the holder lives
+--   s        until started: while it lives and no worker has it
+--   t<ms>    throttle: for so long from its acceptance, whether it lives or not
+--   p<ms>    period: until the server's time is next a multiple of this
+--   d<ms>    debounce: while it is debounced (z~) it gets these arguments and a new due time, at most so long after
+--            it was first enqueued; else the key goes to the new job
+--   k        keep last: while a worker has it, or it waits for a retry, the new job is kept behind it (z>holder) and
+--            gets the arguments of those that follow
+--
 -- A call whose reply was lost is repeated with its number. It adds nothing, even when its jobs have ended by then.
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
+local KEPT_TILL = 253370764800000 -- 9999-01-01: whoever ends before it sets the time
 local WIDTH, FIRST = 5, 7
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -44,8 +57,8 @@ if count > 0 then
   for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
   places = redis.call('HMGET', KEYS[9], unpack(ids))
 end
-if #KEYS > 10 then
-  holders = redis.call('MGET', unpack(KEYS, 11))
+if #KEYS > 11 then
+  holders = redis.call('MGET', unpack(KEYS, 12))
   local held = {}
   for i = 1, #holders do if holders[i] then held[#held + 1] = holders[i] end end
   if #held > 0 then
@@ -54,37 +67,98 @@ if #KEYS > 10 then
   end
 end
 
+-- Whether a worker has the job with this token just now.
+local function runs(token)
+  local entry = string.match(token, '^%d([%d%-]+)')
+  if not entry then return false end
+  local held = redis.pcall('XPENDING', KEYS[tonumber(string.sub(token, 1, 1))], 'g', entry, entry, 1)
+  if held.err then return not string.find(held.err, 'NOGROUP', 1, true) and error(held.err) end
+  return held[1] ~= nil and held[1][2] ~= '@handback'
+end
+
 -- Decide and write, job by job.
 local outcome, all_new = {}, true
 local seen, index, locks, due, payloads = {}, {'HSET', KEYS[9]}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
-local earliest
+local slots, since, earliest, taken_over = {}, {}, nil, 0
+
+local function delay_till(id, when, digit, envelope)
+  local slot = slots[id] or #due + 1
+  slots[id] = slot
+  if not earliest or when < earliest then earliest = when end
+  due[slot], due[slot + 1] = when, id
+  payloads[slot], payloads[slot + 1] = id, digit .. '|' .. since[id] .. '|' .. envelope
+end
+
+local function due_at(delay)
+  if string.sub(delay, 1, 1) == '@' then return math.max(now, tonumber(string.sub(delay, 2))) end
+  return now + tonumber(delay)
+end
+
+-- What a call of this scope comes to, given who holds the key: a result, or nil for a new job, which is put at `place`.
+local function judge(holder, lock, scope, value, at)
+  local token = holder and alive[holder]
+  if not token then
+    if holder and redis.call('PTTL', KEYS[lock]) > 0 then return 'd' .. holder end -- a window after its end
+    if holder then taken_over = taken_over + 1 end
+    return nil, scope == 'd' and 'z~' or nil
+  end
+  local digit, envelope = ARGV[at + 1], ARGV[at + 4]
+  if scope == 's' then
+    if runs(token) then return nil end
+  elseif scope == 'd' then
+    if token ~= 'z~' then return nil, 'z~' end
+    since[holder] = since[holder] or string.match(redis.call('HGET', KEYS[8], holder), '^%d|(%d+)|')
+    delay_till(holder, math.min(due_at(ARGV[at + 2]), since[holder] + value), digit, envelope)
+    return 'r' .. holder
+  elseif scope == 'k' then
+    local before = string.match(token, '^z>(.*)$')
+    if before then
+      since[holder] = now
+      local lives = redis.call('HEXISTS', KEYS[9], before) == 1
+      if not lives then
+        index[#index + 1], index[#index + 2] = holder, 'z'
+        alive[holder] = 'z'
+      end
+      delay_till(holder, lives and KEPT_TILL or now, digit, envelope)
+      return 'r' .. holder
+    end
+    if token == 'z' or runs(token) then return nil, 'z>' .. holder end
+  end
+  return 'd' .. holder
+end
+
 for i = 1, count do
   local at = FIRST + (i - 1) * WIDTH
-  local id, digit, delay, lock = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  local holder = lock > 0 and holders[lock - 10]
+  local id, digit, delay, lock, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], nil
+  local scope, value
   if places[i] or seen[id] then
-    outcome[i], all_new = 'p', false
-  elseif holder and (alive[holder] or redis.call('PTTL', KEYS[lock]) > 0) then -- with a TTL: the window after its end
-    outcome[i], all_new = 'd' .. holder, false
+    outcome[i] = 'p'
+  elseif lock ~= '0' then
+    lock, scope, value = string.match(lock, '^(%d+)(%a?)(%d*)$')
+    lock = tonumber(lock)
+    outcome[i], place = judge(holders[lock - 11], lock, scope, tonumber(value), at)
+  end
+  if outcome[i] then
+    all_new = false
   else
     outcome[i], seen[id] = 'n', true
-    if lock > 0 then
-      locks[#locks + 1], locks[#locks + 2] = KEYS[lock], id
-      holders[lock - 10], alive[id] = id, true
-    end
-    local place
-    if delay == '0' then
-      place = digit .. redis.call('XADD', KEYS[tonumber(digit)], '*', 'j', id, 'd', ARGV[at + 4])
+    if not place and delay ~= '0' then place = 'z' end
+    if place then
+      since[id] = now
+      delay_till(id, string.sub(place, 2, 2) == '>' and KEPT_TILL or due_at(delay), digit, ARGV[at + 4])
     else
-      local when = now + tonumber(delay)
-      if not earliest or when < earliest then earliest = when end
-      due[#due + 1], due[#due + 2] = when, id
-      payloads[#payloads + 1], payloads[#payloads + 2] = id, digit .. '|' .. now .. '|' .. ARGV[at + 4]
-      place = 'z'
+      place = digit .. redis.call('XADD', KEYS[tonumber(digit)], '*', 'j', id, 'd', ARGV[at + 4])
     end
+    if scope == 't' or scope == 'p' then
+      redis.call('SET', KEYS[lock], id, 'PX', scope == 't' and value or value - now % value)
+    elseif scope then
+      locks[#locks + 1], locks[#locks + 2] = KEYS[lock], id
+    end
+    if scope then holders[lock - 11], alive[id] = id, place end
     index[#index + 1], index[#index + 2] = id, place
   end
 end
+if taken_over > 0 then redis.call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
 if #index > 2 then redis.call(unpack(index)) end
 if #locks > 1 then redis.call(unpack(locks)) end
 if #due > 2 then

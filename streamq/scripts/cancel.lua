@@ -12,7 +12,7 @@ local token = redis.call('HGET', KEYS[9], id)
 if not token then return 'GONE' end
 if token ~= seen then return 'MOVED' end
 
-if token ~= 'z' then
+if string.sub(token, 1, 1) ~= 'z' then
   local lane = KEYS[tonumber(string.sub(token, 1, 1))]
   local entry = string.match(token, '^%d([%d%-]+)')
   local held = redis.pcall('XPENDING', lane, 'g', entry, entry, 1)
@@ -33,5 +33,16 @@ redis.call('HDEL', KEYS[9], id)
 if tonumber(ARGV[4]) > 0 then
   redis.call('XADD', KEYS[10], 'MAXLEN', '~', ARGV[4], '*', 'w', 'operator', id, ARGV[3])
 end
-if KEYS[12] and redis.call('GET', KEYS[12]) == id then redis.call('DEL', KEYS[12]) end
+local holder = KEYS[12] and redis.call('GET', KEYS[12])
+local before = string.match(token, '^z>(.*)$')
+if holder == id and before and redis.call('HEXISTS', KEYS[9], before) == 1 then
+  redis.call('SET', KEYS[12], before) -- it was kept behind that one, which has the key again
+elseif holder == id then
+  redis.call('DEL', KEYS[12])
+elseif holder and redis.call('HGET', KEYS[9], holder) == 'z>' .. id then
+  local seconds = redis.call('TIME')[1]
+  redis.call('HSET', KEYS[9], holder, 'z')
+  redis.call('ZADD', KEYS[7], seconds * 1000, holder)
+  redis.call('XADD', KEYS[1], '*', 'w', '1')
+end
 return 'CANCELLED'

@@ -12,7 +12,7 @@ local tokens = redis.call('HMGET', KEYS[9], unpack(ARGV))
 for i = 1, #ARGV do
   local token = tokens[i]
   found[i] = {}
-  if token == 'z' then
+  if token and string.sub(token, 1, 1) == 'z' then
     found[i] = {0, redis.call('ZSCORE', KEYS[7], ARGV[i]) or '0', redis.call('HGET', KEYS[8], ARGV[i]) or ''}
   elseif token then
     local lane, place = tonumber(string.sub(token, 1, 1)), string.match(token, '^%d([%d%-]+)')

@@ -33,6 +33,9 @@ LARGEST_RESULT = 65_536
 """A result larger than this is not kept; the job is completed all the same."""
 
 
+_KEPT_BY_TIME = ("t", "p")
+"""Scopes of dedup in which the end of the job does not free the key."""
+
 _END_STATES = {Dead: "dead", Cancelled: "cancelled", Expired: "expired"}
 
 
@@ -115,8 +118,9 @@ def _encoded_result(result: Any) -> tuple[bytes, str]:
 
 def _released_dedup(settled: Settled, envelope: Envelope | None) -> Settled:
     if envelope is not None:
-        settled.dedup = envelope.dedup
-        settled.dedup_window_ms = envelope.dedup_window_ms
+        if envelope.dedup is not None and envelope.dedup_scope not in _KEPT_BY_TIME:
+            settled.dedup = envelope.dedup
+            settled.dedup_window_ms = envelope.dedup_window_ms if envelope.dedup_scope != "k" else -1
         settled.keep_ms = envelope.keep_result_ms
     return settled
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streamq.clock import from_ms
-from streamq.queue import Options, draft
+from streamq.options import Options
+from streamq.queue import draft
 from streamq.schedules.jobs import JobMaker
 from streamq.schedules.occurrence import Occurrence, checked
 from tests.cron.conftest import NOON, Listing, entry_of, ms

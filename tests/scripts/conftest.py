@@ -41,10 +41,12 @@ class Board:
 
     # What producers and workers do.
 
-    async def add(self, *job_ids: str, lane: str = "normal", delay_ms: int = 0, dedup: str | None = None) -> Added:
+    async def add(
+        self, *job_ids: str, lane: str = "normal", delay_ms: int = 0, dedup: str | None = None, scope: str = ""
+    ) -> Added:
         """Add jobs in one call; the envelope of each is its id in brackets."""
         self.calls += 1
-        jobs = [NewJob(job_id, lane_digit(lane), f"<{job_id}>".encode(), delay_ms, dedup) for job_id in job_ids]
+        jobs = [NewJob(job_id, lane_digit(lane), f"<{job_id}>".encode(), delay_ms, dedup, scope) for job_id in job_ids]
         return await self.partition.add("producer", self.calls, jobs)
 
     async def join(self, *consumers: str) -> None:

@@ -53,7 +53,7 @@ async def test_a_call_may_have_a_full_batch_and_no_more(board):
 
 async def test_arguments_that_are_no_whole_jobs_are_refused_before_anything_is_written(board):
     """Redis rolls nothing back."""
-    keys = [*board.keys.lanes, board.keys.delayed, board.keys.payload, board.keys.index, board.keys.producers]
+    keys = [*board.keys.lanes, board.keys.delayed, board.keys.payload, board.keys.index, board.keys.producers, "c"]
     with pytest.raises(redis.exceptions.ResponseError, match="add: 8 arguments are not"):
         await board.run("add", keys, "p", 1, 1000, "", 0, "0", "id", 2)
     assert await board.snapshot() == {}
@@ -104,6 +104,7 @@ async def test_the_key_of_a_job_that_no_longer_lives_is_taken_over(board):
     await board.redis.set(board.keys.dedup("k"), "ghost")
     assert (await board.add("a", dedup="k")).results == "n"
     assert await board.redis.get(board.keys.dedup("k")) == "a"
+    assert await board.redis.hgetall(board.keys.counts) == {"dedup_taken_over": "1"}
 
 
 async def test_within_its_window_a_dedup_key_is_held_by_a_job_that_has_ended(board):
