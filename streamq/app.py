@@ -17,7 +17,7 @@ import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from streamq.dedup import Dedup
@@ -71,9 +71,27 @@ class CronEntry:
     """How late a fire time may be begun without counting as missed."""
     page_timeout: timedelta = timedelta(minutes=5)
     """How long the page function may take for one page."""
+    overlap: str = "queue"
+    """When jobs of the occurrence before still wait or run: queue behind them, skip this one, or cancel them."""
+    start: datetime | None = None
+    """No fire time is earlier."""
+    end: datetime | None = None
+    """No fire time is later."""
+    limit: int | None = None
+    """After so many fire times, counted from the start, it is over."""
+    jitter: timedelta | None = None
+    """Begin each occurrence by up to so much later, by how much is the same for every process."""
+    alarm_share: float = 0.5
+    """A fan-out that is unfinished after this share of its period raises an alarm."""
+    stale_after: int = 3
+    """A user whose jobs have not been completed for so many periods raises an alarm."""
+    made_at: datetime | None = None
+    """When it was stored; None: it is written in code."""
 
 
-_CRON_OPTIONS = {field.name for field in dataclasses.fields(CronEntry)} - {"name", "expression", "handler", "page"}
+_CRON_OPTIONS = {field.name for field in dataclasses.fields(CronEntry)} - {
+    "name", "expression", "handler", "page", "made_at",
+}  # fmt: skip
 
 
 class Handler(Generic[P, R]):
@@ -168,6 +186,8 @@ class StreamQ:
         self.settings = settings if settings is not None else load(flags)
         self.registry = Registry()
         self.cron_entries: dict[str, CronEntry] = {}
+        self.pages: dict[str, PageFunction] = {}
+        """Page functions by name, for schedules that are stored: those of schedules in code, and of `users`."""
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
         self._bridge = SyncBridge()
 
@@ -301,11 +321,12 @@ class StreamQ:
         """Fire on a schedule: each time, one job of `handler` for every user that the decorated function returns.
 
         Args:
-            expression: Five crontab fields, weekdays by name; UTC unless `timezone=` is given.
+            expression: Five crontab fields, weekdays by name; UTC unless `timezone=` is given. Or `every 15m`.
             handler: What runs for each user; it takes the user's id as its only required argument.
             name: The schedule's name; the function's, unless given.
-            options: `timezone`, `misfire`, `misfire_limit`, `scatter`, `deadline`, `grace`, `page_timeout`; see
-                `CronEntry`. The expression is read, and checked, when schedules are started or listed.
+            options: `timezone`, `start`, `end`, `limit`, `jitter`, `misfire`, `misfire_limit`, `overlap`, `scatter`,
+                `deadline`, `grace`, `page_timeout`, `alarm_share`, `stale_after`; see `CronEntry`. The expression is
+                read, and checked, when schedules are started or listed.
 
         Raises:
             ConfigurationError: Another schedule has the name, or an option is not one.
@@ -321,9 +342,15 @@ class StreamQ:
             if label in self.cron_entries:
                 raise ConfigurationError(f"two schedules are named {label!r}; give one a name=")
             self.cron_entries[label] = CronEntry(label, expression, handler.spec, page, **options)
+            self.pages.setdefault(label, page)
             return page
 
         return register
+
+    def users(self, page: PageFunction) -> PageFunction:
+        """Register a page function under its name, for schedules that are stored and not written in code."""
+        self.pages[str(getattr(page, "__name__", "users"))] = page
+        return page
 
     async def enqueue(self, handler: str, *args: Any, **kwargs: Any) -> Job:
         """Enqueue by a handler's name.

@@ -1,7 +1,7 @@
 """What a partition remembers of fan-outs: how far each has come, the page that it is in, and who works on it.
 
 A fan-out is a producer whose calls are its pages, so its record is the producer's: the number of its last accepted
-call, and as that call's cursor the `FanOutState` after it. Nothing here decides anything; see `streamq.cron`.
+call, and as that call's cursor the `FanOutState` after it. Nothing here decides anything; see `streamq.schedules`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FanOutState(
     """When this call was made, server time."""
     by: str = ""
     """Which run made this call: it knows its own again when the reply was lost."""
-    end: Literal["", "done", "given up"] = ""
+    end: Literal["", "done", "given up", "skipped"] = ""
 
     @property
     def is_at_end(self) -> bool:
@@ -185,6 +185,13 @@ class FanOuts:
     async def drop_page(self, producer: str, cursor: str | None) -> None:
         """Forget a page that is enqueued whole."""
         await self._partition.wire.call("DEL", self._page_key(producer, cursor))
+
+    async def living(self, schedule: str, cursor: bytes) -> tuple[bytes, list[str]]:
+        """List some of the jobs of a schedule that have not ended, with the cursor for more; `b"0"` begins and ends."""
+        following, flat = await self._partition.wire.call(
+            "HSCAN", self._partition.keys.index, cursor, "MATCH", f"{schedule}:*", "COUNT", _SCAN_COUNT
+        )
+        return following, [raw.decode() for raw in flat[::2]]
 
     async def lead(self, name: str, owner: str, ttl_ms: int) -> bool:
         """Take or keep the lock of a name for that long; 0 gives it back. Returns whether it is the owner's."""

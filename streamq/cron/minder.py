@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamq.clock import from_ms
+from streamq.cron.overlap import cancel_earlier, earlier_lives
 from streamq.errors import ConfigurationError
 from streamq.logs import event
 from streamq.schedules.fanout import Desk, FanOut
@@ -23,7 +24,7 @@ from streamq.schedules.patience import Stopped
 from streamq.schedules.plan import looked_at, plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from streamq.broker.fanout import FanOutRecord, FanOutState
     from streamq.schedules.occurrence import Occurrence, Schedule
@@ -39,6 +40,7 @@ _LOCK_LOOK_S = 1.0
 _FIRST_RETRY_S = 5.0
 _LONGEST_RETRY_S = 60.0
 _MARK_KEPT_MS = 10 * 366 * 86_400_000
+_NEVER_MS = 1 << 53
 _CLOCK_SLACK_MS = 600_000
 """A mark further than this in the future was set by a clock that was wrong."""
 
@@ -57,6 +59,8 @@ class Minder:
         self._has_moved = False
         self._looked: list[Occurrence] = []
         self._next_ms = 0
+        self.is_paused = False
+        """While it is, nothing is begun, and fire times that pass are not made up for."""
 
     async def mind(self) -> None:
         """Look after the schedule until the process is told to stop."""
@@ -83,6 +87,9 @@ class Minder:
             occurrence: record.state if record else None
             for occurrence, record in zip(occurrences, records, strict=True)
         }
+        if self.is_paused:
+            await self._pass_over(occurrences, mark_ms)
+            return
         todo = plan(self.schedule, now_ms, mark_ms, states)
         for occurrence in todo.missed:
             self._tell("cron.missed", logging.WARNING, occurrence, policy=self.schedule.entry.misfire)
@@ -90,15 +97,22 @@ class Minder:
             await self._give_up(occurrence)
         for occurrence in todo.work:
             await self._work(occurrence)
+        await self._pass_over(occurrences, mark_ms)
+
+    async def _pass_over(self, occurrences: Sequence[Occurrence], mark_ms: int) -> None:
         if occurrences and occurrences[-1].fire_ms > mark_ms:
             await self._set_mark(occurrences[-1].fire_ms)
 
     def _looked_at(self, now_ms: int) -> list[Occurrence]:
         """Return the last occurrences; they change with each fire time, and are looked at far more often."""
-        if not (self._looked and self._looked[-1].fire_ms <= now_ms < self._next_ms):
+        if not (self._looked and self.schedule.due_ms(self._looked[-1]) <= now_ms < self._next_ms):
             self._looked = looked_at(self.schedule, now_ms)
-            self._next_ms = self.schedule.next(now_ms).fire_ms
+            self._next_ms = self._next_due_ms(now_ms)
         return self._looked
+
+    def _next_due_ms(self, now_ms: int) -> int:
+        following = self.schedule.next(now_ms)
+        return self.schedule.due_ms(following) if following is not None else _NEVER_MS
 
     async def _known_mark(self, record: FanOutRecord | None, now_ms: int) -> int:
         """Return up to when the schedule is decided; one that is new, or changed, begins now."""
@@ -130,7 +144,7 @@ class Minder:
         fanout = FanOut(self.schedule, occurrence, self._desk, on_progress=self._moved)
         try:
             async with self._leading(occurrence) as leads:
-                if leads:
+                if leads and await self._may_begin(occurrence, fanout):
                     await fanout.run()
         except (Stopped, ConfigurationError):
             raise
@@ -138,10 +152,29 @@ class Minder:
             self._failed(occurrence, error)
             return
         self._failures.pop(occurrence, None)
-        if fanout.state.end and not fanout.was_finished:
+        if fanout.state.end and fanout.state.end != "skipped" and not fanout.was_finished:
             tell_finished(occurrence, fanout.state)
         if self._desk.stop.is_set():
             raise Stopped
+
+    async def _may_begin(self, occurrence: Occurrence, fanout: FanOut) -> bool:
+        """Apply the overlap policy to an occurrence that is not begun yet."""
+        overlap = self.schedule.entry.overlap
+        if overlap == "queue":
+            return True
+        if await self._desk.patience.call(lambda: self._desk.fanouts.record(occurrence.producer)) is not None:
+            return True
+        if overlap == "cancel":
+            cancelled = await cancel_earlier(self._desk, occurrence)
+            self._tell("cron.cancelled", logging.INFO if not cancelled else logging.WARNING, occurrence, jobs=cancelled)
+            return True
+        if not await earlier_lives(self._desk, occurrence):
+            return True
+        state = await fanout.skip()
+        if state.end == "skipped":
+            why = "jobs of an earlier occurrence still wait or run"
+            self._tell("cron.skipped", logging.WARNING, occurrence, why=why)
+        return not state.end
 
     def _failed(self, occurrence: Occurrence, error: Exception) -> None:
         count = self._failures.get(occurrence, (0, 0.0))[0] + 1
@@ -206,7 +239,8 @@ class Minder:
 
     async def _rest(self) -> None:
         """Wait for the next fire time, the next trial of what failed, the next check, or a wake-up."""
-        until_fire_s = (self.schedule.next(self._desk.now_ms()).fire_ms - self._desk.now_ms()) / 1000
+        now_ms = self._desk.now_ms()
+        until_fire_s = (self._next_due_ms(now_ms) - now_ms) / 1000
         retries = [retry_at - time.monotonic() for _, retry_at in self._failures.values()]
         seconds = max(0.02, min([CHECK_PERIOD_S, until_fire_s, *retries]))
         woken = asyncio.ensure_future(self.wake.wait())

@@ -19,7 +19,7 @@ from streamq.broker.fanout import FanOutState
 from streamq.cron.minder import Minder
 from streamq.cron.service import run
 from streamq.schedules.desks import desks, wanted_schedules
-from streamq.schedules.firing import fire_now
+from streamq.schedules.firing import current, fire_now
 from streamq.schedules.pages import MOST_USERS, PageFailed, Pages
 from streamq.schedules.patience import Stopped
 
@@ -150,7 +150,7 @@ async def _count(settings: Settings, app: StreamQ, stop: asyncio.Event, name: st
             for schedule in schedules:
                 desk = bureau.desk(schedule.entry.handler.queue)
                 await desk.patience.call(desk.observe)
-                occurrence = schedule.latest(desk.now_ms())[-1]
+                occurrence = current(schedule, desk.now_ms())
                 users, pages = await _counted(schedule, occurrence, desk)
                 _print(f"{occurrence}: would enqueue {users} users in {pages} pages (dry run)")
     except Stopped:
@@ -175,11 +175,11 @@ async def _counted(schedule: Schedule, occurrence: Occurrence, desk: Desk) -> tu
 
 def _list(app: StreamQ, name: str | None, count: int, out: TextIO | None = None) -> int:
     for schedule in wanted_schedules(app, name):
-        expression = schedule.expression
-        _print(f"{schedule.name}  {expression.text}  {expression.timezone}  ->  {schedule.entry.handler.name}", out)
-        for fire in islice(expression.after(datetime.now(UTC)), count):
-            local = fire.astimezone(expression.zone)
-            beside = "" if expression.timezone == "UTC" else f"  {local:%a %Y-%m-%d %H:%M %Z}"
+        timing = schedule.timing
+        _print(f"{schedule.name}  {timing.text}  {timing.timezone}  ->  {schedule.entry.handler.name}", out)
+        for fire in islice(timing.after(datetime.now(UTC)), count):
+            local = fire.astimezone(timing.zone)
+            beside = "" if timing.timezone == "UTC" else f"  {local:%a %Y-%m-%d %H:%M %Z}"
             _print(f"  {fire:%a %Y-%m-%d %H:%M} UTC{beside}", out)
     return 0
 

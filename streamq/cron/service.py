@@ -82,7 +82,7 @@ def _waker(minders: list[Minder]) -> Any:
     for minder in minders:
         scheduler.add_job(
             minder.wake.set,
-            minder.schedule.expression.trigger(),
+            minder.schedule.timing.trigger(),
             id=minder.schedule.name,
             misfire_grace_time=_WAKE_GRACE_S,
             coalesce=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.schedules.desks import desks
 from streamq.schedules.fanout import FanOut
+from streamq.schedules.firing import current
 from streamq.schedules.occurrence import Occurrence, checked
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ async def fire(entry: CronEntry, settings: Settings) -> Fired:
     async with desks(settings, asyncio.Event()) as bureau:
         desk = bureau.desk(entry.handler.queue)
         await desk.observe()
-        occurrence = _Extra(entry.name, schedule.latest(desk.now_ms())[-1].fire_ms, secrets.token_hex(3))
+        occurrence = _Extra(entry.name, current(schedule, desk.now_ms()).fire_ms, secrets.token_hex(3))
         state = await FanOut(schedule, occurrence, desk).run()
     return Fired(occurrence.name, tuple(users), state.duplicates, state.refused)
 

@@ -22,7 +22,7 @@ from streamq.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CronExpression", "next_times"]
+__all__ = ["CronExpression"]
 
 _ALIASES = {
     "@hourly": "0 * * * *",
@@ -69,9 +69,9 @@ class CronExpression:
                 f"{self.timezone!r} is not a time zone", hint="use a name such as UTC or Europe/Berlin"
             ) from None
 
-    def trigger(self) -> Any:
+    def trigger(self, zone: ZoneInfo) -> Any:
         """Make APScheduler's trigger, which wakes at about these times; what fires is decided by `after`."""
-        return _trigger(self.text, self.zone)
+        return _trigger(self.text, zone)
 
     def after(self, moment: datetime) -> Iterator[datetime]:
         """Yield the fire times later than an aware moment, in UTC, rising, without end.
@@ -103,16 +103,6 @@ class CronExpression:
                 break
             found.append(fire)
         return found
-
-
-def next_times(expression: str, timezone: str = "UTC", n: int = 5, after: datetime | None = None) -> list[datetime]:
-    """Return the next `n` fire times after an aware moment (now), in UTC.
-
-    Raises:
-        ConfigurationError: The expression or the zone cannot be used.
-    """
-    moment = after if after is not None else datetime.now(UTC)
-    return list(islice(CronExpression(expression, timezone).after(moment), n))
 
 
 def _check_fields(text: str) -> None:

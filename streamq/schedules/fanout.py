@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -125,10 +125,18 @@ class FanOut:
 
     async def give_up(self) -> FanOutState:
         """Store that what is left will not be enqueued any more."""
+        return await self._close("given up")
+
+    async def skip(self) -> FanOutState:
+        """Store that the occurrence is left out, unless it was begun meanwhile."""
+        return await self._close("skipped")
+
+    async def _close(self, end: Literal["given up", "skipped"]) -> FanOutState:
         with contextlib.suppress(Stopped):
             self._adopt_record(await self._record())
-            while not self.state.end:
-                await self._send(_Call([], msgspec.structs.replace(self.state, end="given up")))
+            while not self.state.end and (end == "given up" or not self._number):
+                begun_ms = self.state.begun_ms or self._desk.now_ms()
+                await self._send(_Call([], msgspec.structs.replace(self.state, begun_ms=begun_ms, end=end)))
         return self.state
 
     async def _begin(self) -> None:

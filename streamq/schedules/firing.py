@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms
+from streamq.errors import ConfigurationError
 from streamq.logs import event
 from streamq.schedules.desks import desks, wanted_schedules
 from streamq.schedules.fanout import Desk, FanOut
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.settings import Settings
 
-__all__ = ["Fired", "fire_now", "tell_finished"]
+__all__ = ["Fired", "current", "fire_now", "tell_finished"]
 
 _log = logging.getLogger("streamq.cron")
 
@@ -86,7 +87,7 @@ async def fire_now(
 async def _fire_one(
     schedule: Schedule, desk: Desk, on_progress: Callable[[Occurrence, FanOutState], object] | None
 ) -> Fired:
-    occurrence = schedule.latest(desk.now_ms())[-1]
+    occurrence = current(schedule, desk.now_ms())
     fanout = FanOut(
         schedule, occurrence, desk, on_progress=(lambda state: on_progress(occurrence, state)) if on_progress else None
     )
@@ -94,6 +95,20 @@ async def _fire_one(
     if state.end and not fanout.was_finished:
         tell_finished(occurrence, state)
     return Fired(occurrence, state, fanout.was_finished, fanout.added_here)
+
+
+def current(schedule: Schedule, now_ms: int) -> Occurrence:
+    """Return the occurrence whose hour runs.
+
+    Raises:
+        ConfigurationError: The schedule has not begun.
+    """
+    latest = schedule.latest(now_ms)
+    if not latest:
+        following = schedule.next(now_ms)
+        begins = f"it fires first at {from_ms(following.fire_ms):%Y-%m-%d %H:%M} UTC" if following else "it never fires"
+        raise ConfigurationError(f"schedule {schedule.name!r} has no occurrence yet: {begins}")
+    return latest[-1]
 
 
 def tell_finished(occurrence: Occurrence, state: FanOutState) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streamq.broker.partition import CallRepeated
 from streamq.errors import BadInput
 from streamq.schedules.desks import desks, wanted_schedules
-from streamq.schedules.firing import fire_now
+from streamq.schedules.firing import current, fire_now
 from streamq.schedules.jobs import JobMaker
 from streamq.schedules.pages import plain_user
 from streamq.schedules.userfile import BadLines, read_users
@@ -82,7 +82,7 @@ async def manual_enqueue(
     async with desks(settings, asyncio.Event()) as bureau:
         desk = bureau.desk(wanted.entry.handler.queue)
         await desk.patience.call(desk.observe)
-        occurrence = wanted.latest(desk.now_ms())[-1]
+        occurrence = current(wanted, desk.now_ms())
         maker = JobMaker(wanted, occurrence, desk.now_ms(), max_payload_bytes=settings.max_payload_bytes, spread=False)
         return await _enqueued(desk, wanted, occurrence, maker, _checked(named, maker, file))
 

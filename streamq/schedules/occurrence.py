@@ -20,14 +20,15 @@ from urllib.parse import quote
 from streamq.broker.fanout import FANOUT_PREFIX
 from streamq.clock import from_ms, to_ms
 from streamq.errors import BadArguments, ConfigurationError
-from streamq.schedules.expression import CronExpression
+from streamq.schedules.timing import Timing
 
 if TYPE_CHECKING:
     from streamq.app import CronEntry, StreamQ
 
-__all__ = ["Misfire", "Occurrence", "Schedule", "checked", "schedules_of", "user_word"]
+__all__ = ["Misfire", "Occurrence", "Overlap", "Schedule", "checked", "schedules_of", "user_word"]
 
 Misfire = Literal["skip", "once", "all"]
+Overlap = Literal["queue", "skip", "cancel"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_WORD = 360
@@ -45,8 +46,9 @@ class Occurrence:
 
     @property
     def stamp(self) -> str:
-        """The fire time as it stands in ids: `20260301T1200Z`."""
-        return from_ms(self.fire_ms).strftime("%Y%m%dT%H%MZ")
+        """The fire time as it stands in ids: `20260301T1200Z`, with seconds where an interval has them."""
+        seconds = "%S" if self.fire_ms % 60_000 else ""
+        return from_ms(self.fire_ms).strftime(f"%Y%m%dT%H%M{seconds}Z")
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class Schedule:
     """A schedule that was checked, with what follows from its expression. Make it with `checked`."""
 
     entry: CronEntry
-    expression: CronExpression
+    timing: Timing
 
     @property
     def name(self) -> str:
@@ -95,8 +97,14 @@ class Schedule:
 
     @cached_property
     def signature(self) -> str:
-        """What is stored with the mark: a changed expression is a new schedule."""
-        return f"{self.expression.text}|{self.expression.timezone}"
+        """What is stored with the mark: a changed rule, or a schedule that was removed and made again, is a new one."""
+        made = self.entry.made_at
+        return self.timing.signature + (f"|made {made.isoformat()}" if made else "")
+
+    @cached_property
+    def jitter_ms(self) -> int:
+        """By how much a fire time is late at most, for the sake of whoever else works at full hours; 0: by nothing."""
+        return to_ms(self.entry.jitter) if self.entry.jitter else 0
 
     @cached_property
     def scatter_ms(self) -> int:
@@ -112,22 +120,36 @@ class Schedule:
         """Return the occurrence of a fire time."""
         return Occurrence(self.name, to_ms(fire))
 
-    def latest(self, now_ms: int, count: int = 1) -> list[Occurrence]:
-        """Return the last occurrences not later than a moment, oldest first."""
-        now = from_ms(now_ms)
-        return [self.occurrence(fire) for fire in self.expression.latest(now, count, since=now - _A_CENTURY)]
+    def due_ms(self, occurrence: Occurrence) -> int:
+        """Return when an occurrence is begun: at its fire time, or that much later that its name says."""
+        return occurrence.fire_ms + (zlib.crc32(occurrence.name.encode()) * self.jitter_ms >> 32)
 
-    def next(self, after_ms: int) -> Occurrence:
-        """Return the first occurrence later than a moment."""
-        return self.occurrence(next(self.expression.after(from_ms(after_ms))))
+    def latest(self, now_ms: int, count: int = 1) -> list[Occurrence]:
+        """Return the last occurrences that are due at a moment, oldest first; fewer, or none, soon after the start."""
+        now = from_ms(now_ms)
+        fires = self.timing.latest(now, count + 1, since=now - _A_CENTURY)
+        return [due for due in map(self.occurrence, fires) if self.due_ms(due) <= now_ms][-count:]
+
+    def next(self, now_ms: int) -> Occurrence | None:
+        """Return the first occurrence that is due later than a moment; None after the end."""
+        now = from_ms(now_ms)
+        for occurrence in map(self.occurrence, self.timing.latest(now, 1, since=now - _A_CENTURY)):
+            if self.due_ms(occurrence) > now_ms:
+                return occurrence
+        following = next(self.timing.after(now), None)
+        return self.occurrence(following) if following is not None else None
 
     def period_ms(self, occurrence: Occurrence) -> int:
         """Return the time from this fire time to the next one."""
-        return self.next(occurrence.fire_ms).fire_ms - occurrence.fire_ms
+        return to_ms(self.timing.period(from_ms(occurrence.fire_ms)))
+
+    def is_late(self, occurrence: Occurrence, begun_ms: int) -> bool:
+        """Tell whether an occurrence that is begun then counts as missed and made up for."""
+        return begun_ms - self.due_ms(occurrence) > self.grace_ms
 
     def base_ms(self, occurrence: Occurrence, begun_ms: int) -> int:
         """Return the moment from which a deadline and a spread count: the fire time, or when a missed one was begun."""
-        return begun_ms if begun_ms - occurrence.fire_ms > self.grace_ms else occurrence.fire_ms
+        return begun_ms if self.is_late(occurrence, begun_ms) else occurrence.fire_ms
 
     def deadline_ms(self, occurrence: Occurrence, begun_ms: int) -> int:
         """Return when its jobs may no longer be started.
@@ -167,7 +189,7 @@ def checked(entry: CronEntry) -> Schedule:
     if not _NAME.fullmatch(entry.name):
         raise ConfigurationError(f"{where}: a name is 1 to 64 letters, digits, '_', '.' or '-'")
     try:
-        expression = CronExpression(entry.expression, entry.timezone)
+        timing = Timing.of(entry.expression, entry.timezone, start=entry.start, end=entry.end, limit=entry.limit)
         entry.handler.check_arguments(("user",), {})
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}", hint=error.hint) from None
@@ -178,11 +200,13 @@ def checked(entry: CronEntry) -> Schedule:
         ) from None
     if entry.misfire not in get_args(Misfire):
         raise ConfigurationError(f"{where}: misfire is skip, once or all, not {entry.misfire!r}")
+    if entry.overlap not in get_args(Overlap):
+        raise ConfigurationError(f"{where}: overlap is queue, skip or cancel, not {entry.overlap!r}")
     if entry.misfire_limit < 1:
         raise ConfigurationError(f"{where}: misfire_limit counts from 1, and {entry.misfire_limit} came")
     _check_page_function(entry, where)
-    _check_durations(entry, expression, where)
-    return Schedule(entry, expression)
+    _check_durations(entry, timing, where)
+    return Schedule(entry, timing)
 
 
 def _check_page_function(entry: CronEntry, where: str) -> None:
@@ -196,18 +220,32 @@ def _check_page_function(entry: CronEntry, where: str) -> None:
         raise ConfigurationError(f"{where}: its page function must take the cursor alone: {error}") from None
 
 
-def _check_durations(entry: CronEntry, expression: CronExpression, where: str) -> None:
-    for name in ("scatter", "deadline", "grace", "page_timeout"):
+def _check_durations(entry: CronEntry, timing: Timing, where: str) -> None:
+    for name in ("scatter", "deadline", "grace", "page_timeout", "jitter"):
         value = getattr(entry, name)
         if value is not None and (not isinstance(value, timedelta) or value < timedelta(0)):
             raise ConfigurationError(f"{where}: {name} is a timedelta that is not negative, and {value!r} came")
-    if entry.scatter is None:
-        return
-    fires = expression.after(datetime(2026, 1, 1, tzinfo=UTC))
-    times = [next(fires) for _ in range(10)]
-    shortest = min(later - earlier for earlier, later in pairwise(times))
+    shortest = _shortest_period(timing)
     limit = entry.deadline if entry.deadline is not None else shortest
-    if entry.scatter >= limit:
+    late = entry.jitter or timedelta(0)
+    if late and late >= shortest:
         raise ConfigurationError(
-            f"{where}: jobs spread over {entry.scatter} would outlive their deadline, {limit} after the fire time"
+            f"{where}: with a jitter of {late} it could fire after its next fire time, {shortest} later"
         )
+    if entry.scatter is not None and late + entry.scatter >= limit:
+        raise ConfigurationError(
+            f"{where}: jobs spread over {late + entry.scatter} would outlive their deadline, {limit} after the fire time"
+        )
+    if not 0 < entry.alarm_share <= 1:
+        raise ConfigurationError(
+            f"{where}: alarm_share is a share of the period, over 0 to 1, and {entry.alarm_share} came"
+        )
+    if entry.stale_after < 1:
+        raise ConfigurationError(f"{where}: stale_after counts periods from 1, and {entry.stale_after} came")
+
+
+def _shortest_period(timing: Timing) -> timedelta:
+    """Return the shortest time between fire times, of the first ten."""
+    fires = timing.rule.after(datetime(2026, 1, 1, tzinfo=UTC))
+    times = [next(fires) for _ in range(10)]
+    return min(later - earlier for earlier, later in pairwise(times))

@@ -78,6 +78,6 @@ def _chosen(
             on_time = {
                 occurrence
                 for occurrence in unsettled
-                if states[occurrence] is None and now_ms - occurrence.fire_ms <= schedule.grace_ms
+                if states[occurrence] is None and not schedule.is_late(occurrence, now_ms)
             }
             return running | on_time

@@ -13,7 +13,8 @@ from cronsim import CronSim
 from hypothesis import given, settings, strategies as st
 
 from streamq.errors import ConfigurationError
-from streamq.schedules.expression import CronExpression, next_times
+from streamq.schedules.expression import CronExpression
+from streamq.schedules.timing import next_times
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
 

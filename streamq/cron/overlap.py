@@ -1,0 +1,77 @@
+"""What to do about jobs of earlier occurrences that still wait or run when a schedule fires again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from streamq.broker.orders import Orders
+from streamq.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from streamq.schedules.fanout import Desk
+    from streamq.schedules.occurrence import Occurrence
+
+__all__ = ["cancel_earlier", "earlier_lives"]
+
+_LOOK_AGAIN_S = 0.25
+_LONGEST_WAIT_S = 60.0
+"""For handlers that were asked to stop. After it the new occurrence is begun all the same."""
+
+
+async def earlier_lives(desk: Desk, occurrence: Occurrence) -> bool:
+    """Tell whether a job of an earlier occurrence of the schedule waits or runs."""
+    async for _ in _earlier(desk, occurrence):
+        return True
+    return False
+
+
+async def cancel_earlier(desk: Desk, occurrence: Occurrence) -> int:
+    """End the jobs of earlier occurrences, and wait for those that run to let go. Returns how many were told to end.
+
+    A user whose job still ran would have its dedup key, and so no job of this occurrence.
+    """
+    settings = desk.settings
+    outbox_max = settings.outbox_max if settings.history else 0
+    orders = Orders(desk.partition.wire, desk.partition.keys, outbox_max=outbox_max)
+    reason = f"the next occurrence, {occurrence}, is due"
+    told: set[str] = set()
+    until = time.monotonic() + _LONGEST_WAIT_S
+    while True:
+        left = 0
+        async for ids in _earlier(desk, occurrence):
+            left += len(ids)
+            fresh = [job_id for job_id in ids if job_id not in told]
+            await asyncio.gather(*(_cancel(desk, orders, job_id, reason) for job_id in fresh))
+            told.update(fresh)
+        if not left or time.monotonic() > until:
+            return len(told)
+        await desk.patience.pause(_LOOK_AGAIN_S)
+
+
+async def _cancel(desk: Desk, orders: Orders, job_id: str, reason: str) -> None:
+    try:
+        await desk.patience.call(lambda: orders.cancel(job_id, reason=reason))
+    except JobNotFound:
+        return  # it has ended meanwhile
+
+
+async def _earlier(desk: Desk, occurrence: Occurrence) -> AsyncGenerator[list[str]]:
+    """Yield the ids of living jobs of earlier occurrences, a few at a time."""
+    cursor = b"0"
+    now = _comparable(occurrence.stamp)
+    while True:
+        cursor, ids = await desk.patience.call(partial(desk.fanouts.living, occurrence.schedule, cursor))
+        if earlier := [job_id for job_id in ids if _comparable(job_id.split(":")[1]) < now]:
+            yield earlier
+        if cursor == b"0":
+            return
+
+
+def _comparable(stamp: str) -> str:
+    """Write the fire time in an id with its seconds, so that text sorts as time does."""
+    return stamp.partition("Z")[0].ljust(15, "0")
