@@ -65,12 +65,18 @@ class ParentLink:
         """Say that this process does its work now. From here on it must tick."""
         self._send({"type": "ready"})
 
-    def tick(self, busy: int, slots: int) -> None:
-        """Show that the event loop turns, about once a second; a process that stays silent is killed in the end."""
+    def tick(self, busy: int, slots: int, problem: str = "") -> None:
+        """Show that the event loop turns, about once a second; a process that stays silent is killed in the end.
+
+        Args:
+            busy: Jobs that run.
+            slots: Jobs that may run at once.
+            problem: Why this process does not do its work just now; empty if it does.
+        """
         if self._unsent:  # a parent that does not read needs no more ticks
             self._flush()
         else:
-            self._send({"type": "tick", "busy": busy, "slots": slots})
+            self._send({"type": "tick", "busy": busy, "slots": slots, "problem": problem})
 
     def bye(self) -> None:
         """Say that everything was settled or handed back, so that nothing is left to bury."""

@@ -5,6 +5,7 @@ Nothing here may block or raise because the machine does not care: a missing sys
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,18 +13,25 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamq.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "beat_file", "exit_status", "exit_words", "file_age_s", "is_frozen",
-    "notify", "rss_bytes", "watchdog_period_s",
+    "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "READY", "Reporter", "beat_file", "exit_status", "exit_words",
+    "file_age_s", "is_frozen", "notify", "rss_bytes", "watchdog_period_s",
 ]  # fmt: skip
 
 HEARTBEAT_PERIOD_S = 5.0
 """How often a live process touches its heartbeat file."""
 HEARTBEAT_LIMIT_S = 30.0
 """A heartbeat file older than this belongs to a process that is stuck or gone."""
+
+READY = "ready"
+"""What the heartbeat file of a process says that does its work."""
+STATUS_PERIOD_S = 1.0
+"""How often systemd hears how things stand."""
 
 _EXIT_WORDS = {
     0: "ended",
@@ -73,10 +81,20 @@ def watchdog_period_s(environ: Mapping[str, str] = os.environ) -> float | None:
     return int(limit_us) / 1_000_000 / 2
 
 
-def beat_file(path: Path) -> None:
-    """Touch the heartbeat file, making it if needed."""
+def beat_file(path: Path, words: str = READY) -> None:
+    """Write the heartbeat file, making it if needed: its age says that we live, its words whether we are ready.
+
+    Args:
+        path: The file; it is replaced as a whole, so that nobody reads half of it.
+        words: `READY`, or why not.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(f"{words}\n")
+    new.replace(path)
 
 
 def file_age_s(path: Path) -> float | None:
@@ -85,6 +103,60 @@ def file_age_s(path: Path) -> float | None:
         return max(0.0, time.time() - path.stat().st_mtime)
     except FileNotFoundError:
         return None
+
+
+def _try_to_beat(path: Path) -> None:
+    try:
+        beat_file(path, "starting")
+    except OSError as error:
+        raise ConfigurationError(
+            f"the heartbeat file {path} cannot be written: {error.strerror or error}",
+            hint="set STREAMQ_HEARTBEAT_FILE to a path in a directory that this user may write to",
+        ) from error
+
+
+class Reporter:
+    """Tells systemd and the heartbeat file how a process is. `tell` is for its event loop, each `period_s`."""
+
+    def __init__(self, heartbeat_file: Path | None = None) -> None:
+        """Write the file for the first time.
+
+        Raises:
+            ConfigurationError: It cannot be written.
+        """
+        self._file = heartbeat_file
+        self._watchdog_s = watchdog_period_s()
+        self._written_s = -HEARTBEAT_PERIOD_S
+        self._words = ""
+        self.period_s = min(STATUS_PERIOD_S, self._watchdog_s or STATUS_PERIOD_S)
+        if heartbeat_file is not None:
+            _try_to_beat(heartbeat_file)
+
+    def tell(self, status: str, problem: str = "") -> None:
+        """Say that we live, and how things stand.
+
+        The file is written each `HEARTBEAT_PERIOD_S`, and at once when we turn ready or not. Where it cannot be
+        written, its age tells.
+
+        Args:
+            status: One line, for a person.
+            problem: Why we do not do our work now; empty if we do.
+        """
+        notify(f"STATUS={status}", *(["WATCHDOG=1"] if self._watchdog_s else []))
+        words, now_s = problem or READY, time.monotonic()
+        if self._file is None or (words == self._words and now_s - self._written_s < HEARTBEAT_PERIOD_S):
+            return
+        self._words, self._written_s = words, now_s
+        with contextlib.suppress(OSError):
+            beat_file(self._file, words)
+
+    def ready(self, status: str) -> None:
+        """Say that the work has begun."""
+        notify("READY=1", f"STATUS={status}")
+
+    def stopping(self) -> None:
+        """Say that we drain."""
+        notify("STOPPING=1", "STATUS=draining")
 
 
 def exit_status(returncode: int) -> int:

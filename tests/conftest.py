@@ -8,10 +8,12 @@ One that is asked for and is not there fails the run; nothing is skipped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
 import re
+import socket
 import subprocess
 import time
 import uuid
@@ -223,3 +225,26 @@ def eventually_sync() -> Callable[..., Any]:
         return value
 
     return wait
+
+
+# ---- systemd
+
+
+@pytest.fixture
+def notifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """Listen like systemd, and return all that was said to it, a line each."""
+    address = tmp_path / "notify"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(address))
+    listener.setblocking(False)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+    heard: list[str] = []
+
+    def read() -> list[str]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.extend(listener.recv(4096).decode().splitlines())
+        return heard
+
+    yield read
+    listener.close()

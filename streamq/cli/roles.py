@@ -18,10 +18,14 @@ __all__ = ["api", "cron", "dev", "recorder", "up", "worker"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LOGS = ("log_level", "log_format")
+_CARE = ("max_jobs", "max_memory_mb", "health_host", "health_port", "heartbeat_file")
+"""How workers are looked after."""
 
 
 @click.command()
-@setting_options("APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", "allow_eviction", *_LOGS)
+@setting_options(
+    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", "allow_eviction", *_CARE, *_LOGS
+)
 @click.option("--name", help="Name of this worker in logs and lists; its host and process unless given.")
 @click.option("--no-parent", is_flag=True, help="Run one worker in this very process.")
 @directory_option
@@ -32,6 +36,8 @@ def worker(settings: Settings, name: str | None, directory: Path, *, no_parent: 
 
     Signals: TERM or INT drains, a second one forces; TSTP takes no new jobs, CONT goes on; USR1 logs what runs;
     to the parent, HUP restarts one worker after another, TTIN and TTOU start one more and one fewer.
+
+    With --health-port a worker answers /livez, /readyz and /healthz; worker.2 of a parent does so on the next port.
     """
     return _one_worker(settings, name) if no_parent else _workers(settings, name, directory)
 
@@ -131,8 +137,9 @@ def api(settings: Settings) -> int:
 
 @click.command()
 @setting_options(
-    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", "api_host", "api_port", "api_token", *_LOGS
-)
+    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", *_CARE, "api_host", "api_port", "api_token",
+    *_LOGS,
+)  # fmt: skip
 @directory_option
 def up(settings: Settings, directory: Path) -> int:
     """Run workers, cron, recorder and API under one parent.

@@ -59,6 +59,7 @@ def worker_role(settings: Settings, app_path: str, arguments: Sequence[str] = ()
         instances=settings.worker_instances,
         grace_ms=settings.grace_ms,
         env=child_environment(settings),
+        numbered={"STREAMQ_HEALTH_PORT": settings.health_port} if settings.health_port else {},
         hang_limit_ms=settings.hang_limit_ms,
         once=once,
     )
@@ -93,8 +94,11 @@ async def _supervise(roles: Sequence[Role], settings: Settings, directory: Path)
     configure(settings.log_level, settings.log_format, stream=output.stream_of("parent"))
     hooks = Hooks(guardian=_guardian(settings))
     pace = Pace(beat_ms=settings.beat_ms, renew_after_ms=settings.lease_ms // 3)
+    heartbeat = Path(settings.heartbeat_file) if settings.heartbeat_file else None
     try:
-        return await Parent(roles, directory=directory, hooks=hooks, pace=pace, output=output).run()
+        return await Parent(
+            roles, directory=directory, hooks=hooks, pace=pace, output=output, heartbeat_file=heartbeat
+        ).run()
     finally:
         configure(settings.log_level, settings.log_format)
 

@@ -56,16 +56,25 @@ class Death:
 class Child:
     """A running process, and afterwards the memory of it. `exited` is set with its `Death`."""
 
-    def __init__(self, role: Role, name: str, output: Output, pace: Pace) -> None:
+    def __init__(self, role: Role, number: int, output: Output, pace: Pace) -> None:
         """Start the process.
+
+        Args:
+            role: What to run.
+            number: Of its place in the role, from 1.
+            output: Where its lines go.
+            pace: How patient to be.
 
         Raises:
             OSError: It could not be started, for example because there is no such program.
         """
         self.role = role
-        self.name = name
+        self.number = number
+        self.name = f"{role.name}.{number}"
         self.consumers: tuple[str, ...] = ()
         self.busy = self.slots = 0
+        self.problem = ""
+        """Why it does not do its work just now, in its own words; empty if it does."""
         self.ready = asyncio.Event()
         self.exited: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.started_at = utc_now()
@@ -83,7 +92,7 @@ class Child:
         self._line, theirs = socket.socketpair()
         try:
             argv = [word.replace("{name}", self.name) for word in self.role.argv]
-            self._process = _spawn(argv, _environment(self.role, theirs.fileno()), theirs.fileno())
+            self._process = _spawn(argv, _environment(self.role, self.number, theirs.fileno()), theirs.fileno())
         except BaseException:
             self._line.close()
             raise
@@ -167,6 +176,7 @@ class Child:
         elif kind == "tick":
             self._last_tick_s = time.monotonic()
             self.busy, self.slots = int(message["busy"]), int(message["slots"])
+            self.problem = str(message.get("problem", ""))
         elif kind == "bye":
             self.said_bye = True
 
@@ -228,6 +238,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], fd: int) -> subprocess.P
     )
 
 
-def _environment(role: Role, fd: int) -> dict[str, str]:
+def _environment(role: Role, number: int, fd: int) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _ONLY_FOR_US}
-    return inherited | {"PYTHONUNBUFFERED": "1"} | dict(role.env) | {PARENT_FD: str(fd)}
+    numbered = {name: str(first + number - 1) for name, first in role.numbered.items()}
+    return inherited | {"PYTHONUNBUFFERED": "1"} | dict(role.env) | numbered | {PARENT_FD: str(fd)}

@@ -25,6 +25,8 @@ class Role:
     grace_ms: int = 25_000
     """How long a child may drain after SIGTERM. The parent waits `Pace.margin_s` longer before it kills."""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    numbered: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Variables of the environment whose value rises with the number of the child: a port for each. This is the first."""
     hang_limit_ms: int = 0
     """A child that was ready and then sent no tick for so long is dumped, killed and replaced; 0 = never."""
     speaks: bool = True

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 START_FAILURES = frozenset({64, 78, 126, 127})
 """Exit codes that the next start would only repeat: the command line, the configuration, the program itself."""
 
+SERVER_AWAY = 69
+"""The exit code of a child that could not reach a server."""
+
 AFTER_KILL_S = 60.0
 """A killed process that is still there after this hangs in the kernel; nothing more can be done about it."""
 
@@ -39,8 +42,8 @@ class Backoff:
     """How long to wait before the next start, from how the last lives ended.
 
     A child that dies before it was ready cannot start, and after a few times we give up. One that was ready was killed
-    by its work or by somebody else; it is started again for ever, because what a poison job may cost is limited at
-    the job.
+    by its work or by somebody else, or lost its server; it is started again for ever, because what a poison job may
+    cost is limited at the job.
     """
 
     def __init__(self, pace: Pace) -> None:
@@ -48,24 +51,24 @@ class Backoff:
         self._streak = 0
         self._failed_starts: deque[float] = deque()
 
-    def after(self, now_s: float, lived_s: float, *, was_ready: bool) -> float | None:
+    def after(self, now_s: float, lived_s: float, *, is_fit: bool) -> float | None:
         """Return the seconds to wait after a death; None to give up.
 
         Args:
             now_s: The monotonic clock at the death.
             lived_s: How long the child lived.
-            was_ready: Whether it had been ready.
+            is_fit: Whether it is known that it can work: it had been ready, or only lacks a server.
         """
         pace = self._pace
-        if lived_s >= (pace.ready_settled_s if was_ready else pace.settled_s):
+        if lived_s >= (pace.ready_settled_s if is_fit else pace.settled_s):
             self._streak = 0
             self._failed_starts.clear()
-        if not was_ready and self._gives_up(now_s):
+        if not is_fit and self._gives_up(now_s):
             return None
         delay_s = min(pace.most_delay_s, pace.first_delay_s * 2.0 ** min(self._streak, 30))
         is_first = self._streak == 0
         self._streak += 1
-        return 0.0 if was_ready and is_first else delay_s
+        return 0.0 if is_fit and is_first else delay_s
 
     def _gives_up(self, now_s: float) -> bool:
         self._failed_starts.append(now_s)
@@ -191,7 +194,7 @@ class Slot:
     async def _live(self) -> Death:
         """Start a child and see it through."""
         try:
-            self.child = child = Child(self.role, self.name, self._desk.output, self._desk.pace)
+            self.child = child = Child(self.role, self.number, self._desk.output, self._desk.pace)
         except OSError as error:
             return self._unborn(error)
         event(log, logging.INFO, "parent.child_started", f"{self.name} started, pid {child.pid}", child=self.name)
@@ -244,7 +247,9 @@ class Slot:
         was_ready = child is not None and child.ready.is_set()
         if was_ready and death.returncode == 0:
             return 0.0  # it drained by itself, to be replaced
-        return self._backoff.after(time.monotonic(), child.lived_s if child else 0.0, was_ready=was_ready)
+        # Where a child worked before, a server that is away will be back: an outage is no crash loop.
+        is_fit = was_ready or (self.was_ready and death.returncode == SERVER_AWAY)
+        return self._backoff.after(time.monotonic(), child.lived_s if child else 0.0, is_fit=is_fit)
 
     def _give_up(self, death: Death, why: str) -> None:
         self.has_failed = True

@@ -21,7 +21,7 @@ from streamq.parent.output import Output
 from streamq.parent.roles import Hooks, Pace
 from streamq.parent.signals import Signals
 from streamq.parent.slot import Desk, Slot
-from streamq.process import exit_status, notify, rss_bytes, watchdog_period_s
+from streamq.process import Reporter, exit_status, rss_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 MOST_INSTANCES = 1_000
 """More processes than this on one machine is a typing error."""
 FORCED, QUIT, INTERNAL_ERROR = 130, 131, 70
-STATUS_PERIOD_S = 1.0
 
 
 class Parent:
@@ -51,6 +50,7 @@ class Parent:
         hooks: Hooks | None = None,
         pace: Pace | None = None,
         output: Output | None = None,
+        heartbeat_file: Path | None = None,
     ) -> None:
         """Make a parent; nothing is started yet.
 
@@ -60,10 +60,12 @@ class Parent:
             hooks: Who is told of deaths, and who beats.
             pace: How patient to be.
             output: Where the children's lines go.
+            heartbeat_file: What `streamq health` reads; None for none.
         """
         self._roles = {role.name: role for role in roles}
         self._output = output or Output()
         self._pace = pace or Pace()
+        self._reporter = Reporter(heartbeat_file)
         self._guard = Guard(hooks or Hooks(), self._pace, self._children)
         self._desk = Desk(self._output, self._pace, self._on_ready, self._guard.died, self._on_given_up)
         self._control = Control(directory, self, self._output) if directory else None
@@ -148,7 +150,7 @@ class Parent:
         if not self._is_stopping:
             self._is_stopping = True
             self._exit_code = exit_code
-            notify("STOPPING=1", "STATUS=draining")
+            self._reporter.stopping()
             event(log, logging.INFO, "parent.stopping", "stopping: running jobs get their grace")
             self._start(self._stop_all())
 
@@ -318,21 +320,33 @@ class Parent:
         await asyncio.gather(*(slot.retire() for slot in list(self._slots)))
         self._finish_if_over()
 
-    # systemd.
+    # The machine.
 
     async def _report_forever(self) -> None:
-        """Tell systemd how things stand, each second, or more often where its watchdog asks for that."""
-        watchdog_s = watchdog_period_s()
+        """Tell the machine how things stand, each second, or more often where its watchdog asks for that."""
         while True:
-            notify(f"STATUS={self._summary()}", *(["WATCHDOG=1"] if watchdog_s else []))
-            await asyncio.sleep(min(STATUS_PERIOD_S, watchdog_s or STATUS_PERIOD_S))
+            self._reporter.tell(self._summary(), self.problem())
+            await asyncio.sleep(self._reporter.period_s)
 
     def _tell_ready(self) -> None:
         """Say once that every role works."""
         if not self._told_ready and all(self._is_up(role) for role in self._roles.values()):
             self._told_ready = True
-            notify("READY=1", f"STATUS={self._summary()}")
+            self._reporter.ready(self._summary())
             event(log, logging.INFO, "parent.ready", f"ready: {self._summary()}")
+
+    def problem(self) -> str:
+        """Say why not everything does its work; empty if each role has a child that does."""
+        if self._state != "running":
+            return self._state
+        problems = (self._problem_of(role) for role in self._roles.values())
+        return "; ".join(problem for problem in problems if problem)
+
+    def _problem_of(self, role: Role) -> str:
+        ready = [slot.child for slot in self._active(role) if slot.ready.is_set() and slot.child is not None]
+        if not ready:
+            return "" if self._is_up(role) else f"no {role.name} is ready"
+        return "" if any(not child.problem for child in ready) else f"{ready[0].name}: {ready[0].problem}"
 
     def _is_up(self, role: Role) -> bool:
         slots = self._active(role)
@@ -357,6 +371,7 @@ def _described(slot: Slot) -> dict[str, Any]:
         "uptime_s": round(alive.lived_s, 1) if alive else None,
         "busy": alive.busy if alive else 0,
         "slots": alive.slots if alive else 0,
+        "problem": alive.problem if alive else "",
         "silent_s": round(alive.silent_s, 1) if alive else None,
         "rss_bytes": rss_bytes(alive.pid) if alive else None,
         "consumers": list(alive.consumers) if alive else [],

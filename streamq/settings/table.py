@@ -76,6 +76,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     beat_ms: Annotated[int, _about("time between two signs of life of a worker", ge=1)] = 1_000
     grace_ms: Annotated[int, _about("time that running jobs get after SIGTERM", flag="--drain-timeout", ge=0)] = 25_000
     hang_limit_ms: Annotated[int, _about("silence after which a parent replaces its child", ge=1)] = 120_000
+    max_jobs: Annotated[
+        int, _about("about so many jobs, and a worker ends for a fresh one; 0 is any number", flag="--max-jobs", ge=0)
+    ] = 0
+    max_memory_mb: Annotated[
+        int, _about("memory in MB above which a worker ends for a fresh one; 0 is any", flag="--max-memory", ge=0)
+    ] = 0
+    health_host: Annotated[str, _about("address that the probes of a worker listen on", min_length=1)] = "127.0.0.1"
+    health_port: Annotated[
+        int,
+        _about(
+            "port of the probes of a worker; the second one under a parent has the next; 0 is none", ge=0, le=64_535
+        ),
+    ] = 0
+    heartbeat_file: Annotated[str, _about("file that a live worker or parent writes each 5 s, for streamq health")] = ""
     max_payload_bytes: Annotated[int, _about("largest job that may be enqueued", ge=1)] = 262_144
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0
     slow_share: Annotated[float, _about("share of the slots that slow jobs may hold", ge=0, le=1)] = 0.5

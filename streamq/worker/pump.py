@@ -36,7 +36,8 @@ STALE_S = 0.03
 """A job that was read ahead and waits longer than this goes back, for a worker that is free."""
 
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 1.0
+"""Jobs must flow again within 2 s of the server being up."""
 _DEAD_LETTERS = 100_000
 _NEVER_MS = 1 << 52
 
@@ -82,11 +83,18 @@ class Pump:
         self._in_doubt = False
         """Whether the last report's reply was lost."""
         self._lives = 0
+        self._saying = 0
+        """Settled by the call that is under way."""
         self._cycles = 0
         self._next_due_at = 0.0
         self._next_beat_at = 0.0
         self._next_sweep_at = 0.0
         self._trust_beats_at = 0.0
+
+    @property
+    def unsettled(self) -> int:
+        """How many jobs have ended here without Redis having confirmed it."""
+        return len(self.finished) + self._saying
 
     def wake(self) -> None:
         """There is something to say or to ask."""
@@ -108,13 +116,11 @@ class Pump:
             except Unregistered:
                 self._forget_everything()
             except (BrokerUnavailable, OSError) as error:
+                if self.failure is None:  # there was contact since the last one
+                    pause_s = _FIRST_PAUSE_S
                 self._note_loss(error)
                 await asyncio.sleep(pause_s * (0.5 + random.random()))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                if self.failure is None:
-                    pause_s = _FIRST_PAUSE_S
-                continue
-            pause_s = _FIRST_PAUSE_S
 
     async def _serve(self) -> None:
         try:
@@ -202,6 +208,7 @@ class Pump:
     async def _turn(self) -> None:
         """Say what happened and get what there is: one round trip."""
         items, report = self._report()
+        self._saying = len(items)
         want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.room())
         self.reserved += want
         try:
@@ -215,13 +222,14 @@ class Pump:
                 limits=(self._settings.outbox_max if self._settings.history else 0, _DEAD_LETTERS),
                 now=self._loop.time(),
             )
-        except (BrokerUnavailable, OSError):
+        except (BrokerUnavailable, OSError, ServerRefused, Unregistered, asyncio.CancelledError):
             # Whether it was taken is unknown; saying it again is harmless.
             self.finished.extendleft(reversed(items))
             self._in_doubt = True
             raise
         finally:
             self.reserved -= want
+            self._saying = 0
         self._take(reply, want)
 
     def _report(self) -> tuple[list[Settled], Report]:

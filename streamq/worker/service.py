@@ -15,13 +15,17 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamq.broker.server import Broker
-from streamq.errors import BrokerUnavailable
+from streamq.broker.wire import ServerRefused
+from streamq.errors import BrokerUnavailable, ConfigurationError
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import SAME_ORDER_S, ParentLink
+from streamq.process import Reporter, rss_bytes
+from streamq.worker.probes import Check, Probes, problem_of
 from streamq.worker.pump import Pump
 from streamq.worker.run import RunningJob, Stop
 from streamq.worker.slots import Slots
@@ -39,11 +43,14 @@ log = logging.getLogger("streamq.worker")
 SILENCE_LIMIT_S = 30.0
 """Without a good round trip for this long a worker says so, and ends for its supervisor to start a fresh one."""
 
+_FRESH_S = 5.0
+"""A worker whose last good round trip is older than this, and than three beats, is not ready."""
 _SWEEP_PERIOD_S = 0.1
 _INTERRUPTED_S = 2.0
 """How long jobs that were interrupted may take to end; a parent kills later than this."""
 EXIT_FORCED = 130
-EXIT_SILENT = 70
+EXIT_SILENT = 69
+EXIT_REFUSED = 78
 
 
 def worker_name(name: str | None) -> str:
@@ -61,11 +68,16 @@ class Worker:
         self.exit_code = 0
         self._broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
         self._threads = ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="streamq-job")
+        self._memory_limit = settings.max_memory_mb * 1_000_000
+        # Workers that started together should not end together.
+        self._most_jobs = settings.max_jobs - secrets.randbelow(settings.max_jobs // 10 + 1)
+        self._reporter: Reporter | None = None
         self._draining = asyncio.Event()
         self._forced = asyncio.Event()
         self._ticked_at = time.monotonic()
         self._has_stuck_jobs = False
         self._pulse: Pulse | None = None
+        self._is_silent = False
         self._told_at = -math.inf
         self._link: ParentLink | None = None
         self._unique = f"{self.name}.{secrets.token_hex(4)}"
@@ -99,7 +111,7 @@ class Worker:
         """Work until told to stop. Returns the exit code.
 
         Raises:
-            ConfigurationError: Redis is not what streamq needs.
+            ConfigurationError: Redis is not what streamq needs, or a setting does not fit this machine.
             BrokerUnavailable: Redis cannot be reached at the start.
         """
         worker_started(log, self.name, self.settings.worker_concurrency)
@@ -112,14 +124,19 @@ class Worker:
         slots.on_stuck = self._recycle
         slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
+        self._check_memory()
         if not self._link.present:
             self._beat_alone(slots)
+        heartbeat = self.settings.heartbeat_file if not self._link.present else ""
+        self._reporter = Reporter(Path(heartbeat) if heartbeat else None)
         try:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [
-                    *(tasks.create_task(pump.run(), name=f"pump-{pump.queue}") for pump in slots.pumps),
+                    *(tasks.create_task(self._pump(pump), name=f"pump-{pump.queue}") for pump in slots.pumps),
                     tasks.create_task(self._watch(slots)),
+                    tasks.create_task(self._report(slots, self._reporter)),
                     tasks.create_task(self._follow_parent(self._link)),
+                    tasks.create_task(self._answer_probes()),
                 ]
                 await self._draining.wait()
                 await self._drain(slots)
@@ -154,6 +171,51 @@ class Worker:
                     event(log, logging.WARNING, "redis.warning", warning)
                 return
 
+    def _check_memory(self) -> None:
+        """Refuse a limit that every worker would be above before its first job."""
+        held = rss_bytes(os.getpid()) or 0
+        if 0 < self._memory_limit < held:
+            raise ConfigurationError(
+                f"max_memory_mb is {self.settings.max_memory_mb}, and a worker takes {held / 1_000_000:.0f} MB "
+                "before its first job",
+                hint="raise --max-memory (STREAMQ_MAX_MEMORY_MB), or set it to 0",
+            )
+
+    async def _pump(self, pump: Pump) -> None:
+        """Run a pump; what no waiting cures ends the worker, and its jobs are finished as far as they can be."""
+        try:
+            await pump.run()
+        except (ServerRefused, ConfigurationError) as error:
+            event(
+                log, logging.CRITICAL, "redis.refused", queue=pump.queue, error=str(error),
+                reason="nothing will change without a person; ending",
+            )  # fmt: skip
+            self.exit_code = EXIT_REFUSED
+            self.drain()
+
+    async def _answer_probes(self) -> None:
+        if self.settings.health_port:
+            await Probes(self.settings.health_host, self.settings.health_port, self.checks).serve()
+
+    def checks(self) -> list[Check]:
+        """Tell how things stand that a worker needs to do its work. Asks nobody."""
+        slots = self.slots
+        pumps = slots.pumps if slots is not None else []
+        unregistered = [pump.queue for pump in pumps if not pump.consumer]
+        state = "draining" if self._draining.is_set() else "quiet" if slots is not None and slots.is_quiet else ""
+        return [
+            Check("registered", f"not registered in {','.join(unregistered)}" if unregistered or not pumps else ""),
+            Check("redis", self._contact_problem(pumps)),
+            Check("takes jobs", f"the worker is {state}" if state else ""),
+        ]
+
+    def _contact_problem(self, pumps: list[Pump]) -> str:
+        now = asyncio.get_running_loop().time()
+        silent_s = max((now - pump.last_good for pump in pumps if pump.last_good), default=0.0)
+        if silent_s <= max(_FRESH_S, 3 * self.settings.beat_ms / 1000):
+            return ""
+        return f"no good round trip to Redis for {silent_s:.0f} s"
+
     def _beat_alone(self, slots: Slots) -> None:
         """Start to beat from here, because no parent does (any more): jobs that still run must stay this worker's."""
         self._pulse = Pulse(
@@ -171,6 +233,8 @@ class Worker:
         self._link.hello(sorted(set(names)))
         if len(names) == len(slots.pumps):
             self._link.ready()
+            if self._reporter is not None:
+                self._reporter.ready(self._status(slots))
             event(log, logging.INFO, "worker.ready", worker=self.name, queues=",".join(self.settings.queues))
 
     async def _follow_parent(self, link: ParentLink) -> None:
@@ -185,18 +249,37 @@ class Worker:
     async def _watch(self, slots: Slots) -> None:
         """Ten times a second: show that the loop turns, end overdue jobs, notice silence."""
         began = asyncio.get_running_loop().time()
-        told_at = 0.0
         while True:
             await asyncio.sleep(_SWEEP_PERIOD_S)
             self._ticked_at = time.monotonic()
             slots.stop_overdue()
-            now = asyncio.get_running_loop().time()
-            if self._link is not None and now - told_at >= 1.0:
-                self._link.tick(slots.busy, slots.capacity)
-                told_at = now
-            silent_s = now - min(max(pump.last_good, began) for pump in slots.pumps)
-            if silent_s > SILENCE_LIMIT_S and not self._draining.is_set():
+            if self._draining.is_set():
+                continue
+            silent_s = asyncio.get_running_loop().time() - min(max(pump.last_good, began) for pump in slots.pumps)
+            if silent_s > SILENCE_LIMIT_S:
                 self._give_up(silent_s)
+            elif 0 < self._most_jobs <= (ended := _ended(slots)):
+                self._renew(f"it has run {ended} jobs")
+
+    async def _report(self, slots: Slots, reporter: Reporter) -> None:
+        """Each second: tell parent and machine how things stand, and look how much memory is held."""
+        while True:
+            problem = problem_of(self.checks())
+            if self._link is not None:
+                self._link.tick(slots.busy, slots.capacity, problem)
+            reporter.tell(self._status(slots), problem)
+            held = rss_bytes(os.getpid()) if self._memory_limit else None
+            if held is not None and held > self._memory_limit and not self._draining.is_set():
+                self._renew(f"it holds {held / 1_000_000:.0f} MB")
+            await asyncio.sleep(reporter.period_s)
+
+    def _status(self, slots: Slots) -> str:
+        return f"{slots.busy}/{slots.capacity} busy"
+
+    def _renew(self, why: str) -> None:
+        """End for a fresh process, after what runs."""
+        event(log, logging.INFO, "worker.recycling", worker=self.name, reason=why)
+        self.drain()
 
     def _recycle(self, job: RunningJob) -> None:
         """A handler does not let go: show where it stands, finish the rest, and let a fresh process take over."""
@@ -213,6 +296,7 @@ class Worker:
             reason=f"no good round trip to Redis for {silent_s:.0f} s; ending for the supervisor to start anew",
         )  # fmt: skip
         self.exit_code = EXIT_SILENT
+        self._is_silent = True
         self.drain()
 
     def _control(self, message: dict[bytes, bytes]) -> None:
@@ -266,6 +350,10 @@ class Worker:
     async def _drain(self, slots: Slots) -> None:
         """Let running jobs end within their grace; then interrupt them. The lease is renewed until the last ends."""
         slots.is_quiet = True
+        if self._reporter is not None:
+            self._reporter.stopping()
+        patience_s = (self.settings.lease_ms if self._is_silent else self.settings.grace_ms) / 1000
+        settled_by = asyncio.get_running_loop().time() + patience_s
         for pump in slots.pumps:
             unrun = [*pump.buffer, *pump.suspects]
             pump.buffer.clear()
@@ -285,11 +373,29 @@ class Worker:
             slots.give_up_stuck()
         idle.cancel()
         forced.cancel()
+        await self._settle_rest(slots, settled_by)
+
+    async def _settle_rest(self, slots: Slots, until: float) -> None:
+        """Wait until what has ended is settled, while there is time: it would run again if it were not.
+
+        With Redis there, this takes a moment. With Redis away, a worker that was told to stop has its grace; one that
+        ends because of that very silence waits for as long as a lease.
+        """
+        loop = asyncio.get_running_loop()
+        while (  # noqa: ASYNC110 - once in a life; an event would cost each turn
+            any(pump.unsettled for pump in slots.pumps) and loop.time() < until and not self._forced.is_set()
+        ):
+            await asyncio.sleep(_SWEEP_PERIOD_S / 10)
 
     async def _leave(self, slots: Slots) -> None:
         await asyncio.gather(*(pump.leave() for pump in slots.pumps))
         if self._link is not None:
             self._link.bye()
+
+
+def _ended(slots: Slots) -> int:
+    """Return how many runs have ended here, whatever they came to."""
+    return sum(slots.counters.values()) - slots.counters["late_outcomes"]
 
 
 def main(settings: Settings, app: StreamQ, *, name: str | None = None) -> int:

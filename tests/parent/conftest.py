@@ -11,15 +11,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import streamq
 from streamq.parent import Hooks, Output, Pace, Parent, Role
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 # A worker in small. It drains for as long as the file `hold` exists, and says what it does in files of its own name.
 SPEAKER = """
@@ -171,9 +168,14 @@ async def start(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "streamq")
     started: list[Running] = []
 
-    def _start(*roles: Role, pace: Pace = QUICK, record: Record | None = None) -> Running:
+    def _start(
+        *roles: Role, pace: Pace = QUICK, record: Record | None = None, heartbeat_file: Path | None = None
+    ) -> Running:
         out, err, record = io.BytesIO(), io.BytesIO(), record or Record()
-        parent = Parent(roles, directory=tmp_path, hooks=record.hooks, pace=pace, output=Output(out, err, colour=False))
+        output = Output(out, err, colour=False)
+        parent = Parent(
+            roles, directory=tmp_path, hooks=record.hooks, pace=pace, output=output, heartbeat_file=heartbeat_file
+        )
         running = Running(parent, record, out, err, tmp_path, asyncio.ensure_future(parent.run()))
         started.append(running)
         return running
@@ -190,28 +192,6 @@ async def _end(running: Running) -> None:
                 os.kill(child["pid"] or 2**22 + 1, 9)
         running.parent.stop()
         await running.task
-
-
-@pytest.fixture
-def notifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
-    """Listen like systemd, and return all that was said to it, a line each."""
-    import socket
-
-    address = tmp_path / "notify"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    listener.bind(str(address))
-    listener.setblocking(False)
-    monkeypatch.setenv("NOTIFY_SOCKET", str(address))
-    heard: list[str] = []
-
-    def read() -> list[str]:
-        with suppress(BlockingIOError):
-            while True:
-                heard.extend(listener.recv(4096).decode().splitlines())
-        return heard
-
-    yield read
-    listener.close()
 
 
 def lines_of(text: bytes) -> list[dict[str, Any]]:

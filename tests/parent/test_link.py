@@ -45,7 +45,7 @@ async def test_a_child_says_who_it_is_that_it_lives_and_that_it_goes(line):
     assert heard(ours) == [
         {"type": "hello", "consumers": ["a", "b"]},
         {"type": "ready"},
-        {"type": "tick", "busy": 2, "slots": 10},
+        {"type": "tick", "busy": 2, "slots": 10, "problem": ""},
         {"type": "bye"},
     ]
 
@@ -123,5 +123,5 @@ async def test_ticks_go_on_until_they_are_cancelled(line, eventually):
 
     await eventually(are_many)
     ticking.cancel()
-    assert ticks[:2] == [{"type": "tick", "busy": n, "slots": 5} for n in (0, 1)]
+    assert ticks[:2] == [{"type": "tick", "busy": n, "slots": 5, "problem": ""} for n in (0, 1)]
     link.close()

@@ -12,6 +12,7 @@ import pytest
 
 from streamq.errors import BadInput
 from streamq.parent import Pace
+from streamq.process import READY
 
 # Starting and killing a dozen interpreters on a busy machine takes its time.
 pytestmark = pytest.mark.timeout(60)
@@ -447,3 +448,56 @@ async def test_a_child_that_talks_nonsense_is_not_listened_to(start, children, e
     running = start(children.role(source))
     await ready(eventually, running, 1)
     assert running.children()[0]["slots"] == 0
+
+
+async def test_each_child_gets_a_number_of_its_own_for_its_port(start, children, eventually):
+    """Two children cannot listen on one port."""
+    source = "import os, time; print('port', os.environ['PORT'], flush=True); time.sleep(60)"
+    running = start(children.role(source, instances=3, speaks=False, numbered={"PORT": 9191}))
+    await ready(eventually, running, 3)
+    await eventually(
+        lambda: all(f"worker.{n} | port {9190 + n}\n" in running.said for n in (1, 2, 3)), "they tell their ports"
+    )
+
+
+async def test_a_server_that_is_away_is_no_crash_loop_for_a_child_that_has_worked(start, children, eventually, caplog):
+    """An outage of minutes must not end the parent: nobody would start it again."""
+    source = (
+        "import json, os, sys, time\nfrom pathlib import Path\n"
+        "outage = Path(sys.argv[1]) / 'outage'\n"
+        "if outage.exists(): sys.exit(69)\n"
+        "os.write(int(os.environ['STREAMQ_PARENT_FD']), b'{\"type\": \"ready\"}\\n')\n"
+        "while not outage.exists(): time.sleep(0.01)\n"
+        "sys.exit(69)"
+    )
+    running = start(children.role(source))
+    await ready(eventually, running, 1)
+    outage = children.folder / "outage"
+    outage.touch()
+    await eventually(lambda: running.children()[0]["restarts"] > 6, "it is tried again and again", timeout=30)
+    outage.unlink()
+    await ready(eventually, running, 1)
+    assert "giving up" not in caplog.text
+
+
+async def test_a_server_that_was_never_there_is_given_up(start, children):
+    """Then it is the address that is wrong, and somebody has to read why."""
+    running = start(children.role("import sys; sys.exit(69)"))
+    assert await running.task == 69
+
+
+async def test_the_heartbeat_file_tells_what_keeps_the_parent_from_being_ready(start, children, eventually, tmp_path):
+    """It speaks for all children: a container has one file."""
+    path = tmp_path / "heartbeat"
+    source = (
+        "import os, time\nfd = int(os.environ['STREAMQ_PARENT_FD'])\n"
+        'os.write(fd, b\'{"type": "ready"}\\n\')\n'
+        'os.write(fd, b\'{"type": "tick", "busy": 0, "slots": 1, "problem": "no Redis"}\\n\')\n'
+        "time.sleep(60)"
+    )
+    running = start(children.role(source, name="sad"), children.speaker(1), heartbeat_file=path)
+    await eventually(lambda: path.read_text() == "sad.1: no Redis\n", "the heartbeat tells", timeout=20)
+    running.parent.scale("sad", 0)
+    await eventually(lambda: path.read_text() == f"{READY}\n", "all that is left is ready", timeout=20)
+    running.parent.set_quiet(is_quiet=True)
+    await eventually(lambda: path.read_text() == "quiet\n", "it is quiet")

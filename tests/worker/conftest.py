@@ -27,7 +27,8 @@ async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
     started: list[tuple[Worker, asyncio.Task[int]]] = []
 
     async def start(**kwargs: Any) -> Worker:
-        worker = Worker(kwargs.pop("app", app), app.settings, **kwargs)
+        chosen = kwargs.pop("app", app)
+        worker = Worker(chosen, chosen.settings, **kwargs)
         started.append((worker, asyncio.create_task(worker.run())))
         return worker
 
