@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
-    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Released", "Retry", "Retrying", "Signal", "Snooze", "Snoozed",
+    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "Released", "Retry", "Retrying", "Signal", "Snooze", "Snoozed",
     "State",
 ]  # fmt: skip
 
@@ -166,6 +166,15 @@ class Snoozed:
 
 
 @dataclass(slots=True)
+class Parked:
+    """The job was not run, and waits: no attempt is used."""
+
+    what: str
+    """The block that it waits for, `h:..` or `k:..`; or `?` and what no worker here knows."""
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class Dead:
     """The job ends failed and is kept as a dead letter."""
 
@@ -194,7 +203,7 @@ class Dropped:
     """The job belongs to another worker now; nothing is said of this run."""
 
 
-Outcome = Completed | Retrying | Snoozed | Dead | Cancelled | Expired | Released | Dropped
+Outcome = Completed | Retrying | Snoozed | Parked | Dead | Cancelled | Expired | Released | Dropped
 
 
 class Signal(Exception):

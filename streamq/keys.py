@@ -108,7 +108,7 @@ class Keys:
 
     @property
     def pause(self) -> str:
-        """Hash: present while the queue is paused."""
+        """Hash: what is stopped (the queue, handlers, user keys), and what no worker knows."""
         return self._key("pause")
 
     @property

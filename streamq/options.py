@@ -19,6 +19,7 @@ __all__ = ["LONGEST_KEY", "NO_OPTIONS", "Options", "checked_digit", "checked_tex
 LONGEST_KEY = 512
 _MOST_ATTEMPTS = 1_000_000
 _PRIORITIES = LANES[:3]
+_LONGEST_DELAY_MS = 100 * 365 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def due_of(options: Options) -> tuple[int, int]:
     """Return the delay in ms, and instead of it the due time in ms, if one was given.
 
     Raises:
-        BadArguments: Both are given, the delay is negative, or the time has no zone.
+        BadArguments: Both are given, the delay is negative or longer than 100 years, or the time has no zone.
     """
     if options.delay is not None and options.at is not None:
         raise BadArguments("delay= and at= both say when; pass one of them")
@@ -85,7 +86,10 @@ def due_of(options: Options) -> tuple[int, int]:
         return 0, max(1, _moment_ms(options.at, "at"))
     if options.delay is None:
         return 0, 0
-    return _checked_duration(options.delay, "delay"), 0
+    delay_ms = _checked_duration(options.delay, "delay")
+    if delay_ms > _LONGEST_DELAY_MS:
+        raise BadArguments(f"delay can be 100 years at most, and {options.delay} came")
+    return delay_ms, 0
 
 
 def checked_digit(priority: str) -> int:

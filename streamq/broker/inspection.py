@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
-    "BATCH", "Counts", "DeadLetter", "Delayed", "Flight", "Inspection", "LaneCounts", "LaneEntry", "Located", "Pause",
-    "WorkerSeen",
+    "BATCH", "Block", "Counts", "DeadLetter", "Delayed", "Flight", "Inspection", "LaneCounts", "LaneEntry", "Located", "Pause",
+    "Unknown", "WorkerSeen",
 ]  # fmt: skip
 
 BATCH = 128
 """The most jobs one call looks up."""
 
 MOST_WORKERS = 1000
+
+BLOCKED_FROM = 1 << 48
+"""Due times from here on, behind the year 9999, mean a block, see cycle.lua."""
+_BLOCKS = ("h:", "k:")
 
 
 class Pause(NamedTuple):
@@ -34,6 +38,26 @@ class Pause(NamedTuple):
     """0 when only a person ends it."""
     reason: str
     by: str
+
+
+class Block(NamedTuple):
+    """Jobs that are not given out, while others are."""
+
+    kind: str
+    """handler, or key: that of a user."""
+    name: str
+    until_ms: int
+    """0 when only a person ends it."""
+    reason: str
+    by: str
+
+
+class Unknown(NamedTuple):
+    """Jobs that the workers which met them could not run. They are offered again and again."""
+
+    what: str
+    """The name of a handler that no worker has, or `version` and a number."""
+    since_ms: int
 
 
 class WorkerSeen(NamedTuple):
@@ -74,6 +98,18 @@ class Counts(NamedTuple):
     """How long the job that waits longest has been waiting; 0 when none waits."""
     pause: Pause | None
     workers: Sequence[WorkerSeen]
+    blocked: int = 0
+    """Jobs that wait for a block; not counted as delayed."""
+    blocks: Sequence[Block] = ()
+    unknown: Sequence[Unknown] = ()
+    evicted: int = 0
+    """Dead letters that were dropped because there were too many, ever."""
+    evicted_ms: int = 0
+    """When that last happened; 0: never."""
+
+    def unknown_for_ms(self) -> int:
+        """Return for how long jobs have been waiting for a worker that knows them; 0: none do."""
+        return max((self.now_ms - one.since_ms for one in self.unknown), default=0)
 
     def workers_alive(self, dead_after_ms: int) -> int:
         """Count the workers that gave a sign of life within the given time."""
@@ -111,6 +147,7 @@ class Delayed(NamedTuple):
 
     job_id: str
     due_ms: int
+    """0 when it waits for the end of a block."""
     lane: str
     enqueued_ms: int
     envelope: bytes
@@ -152,7 +189,7 @@ class Inspection:
         keys = self.keys
         reply = await self._wire.script(
             scripts.load("view"),
-            [*keys.lanes, keys.delayed, keys.index, keys.outbox, keys.workers, keys.dead, keys.pause],
+            [*keys.lanes, keys.delayed, keys.index, keys.outbox, keys.workers, keys.dead, keys.pause, keys.counts],
             [MOST_WORKERS],
         )
         return _counts(reply)
@@ -259,7 +296,8 @@ class Inspection:
 
 
 def _counts(reply: list[Any]) -> Counts:
-    now_ms, delayed, due, jobs, outbox, dead, pause, beats, rows, unrecorded = reply
+    now_ms, delayed, due, jobs, outbox, dead, rules, beats, rows, unrecorded, blocked, evicted = reply
+    stops = _stops(rules, now_ms)
     lanes, held, oldest_ms = dict[str, LaneCounts](), dict[str, int](), list[int]()
     for lane, (length, consumers, oldest) in zip(LANES, _threes(rows), strict=True):
         pairs = [(_text(name), count) for name, count in zip(consumers[::2], consumers[1::2], strict=True)]
@@ -270,7 +308,7 @@ def _counts(reply: list[Any]) -> Counts:
         oldest_ms += [int(oldest.partition(b"-")[0])] if oldest else []
     in_flight = sum(lane.in_flight for lane in lanes.values())
     # The lanes also hold wake-up entries; the index holds jobs only.
-    waiting = max(0, jobs - delayed - in_flight)
+    waiting = max(0, jobs - delayed - blocked - in_flight)
     outbox_age_ms = max(0, now_ms - int(unrecorded.partition(b"-")[0])) if unrecorded else 0
     oldest_wait_ms = max(0, now_ms - min(oldest_ms)) if oldest_ms and waiting else 0
     workers = [
@@ -278,7 +316,11 @@ def _counts(reply: list[Any]) -> Counts:
     ]
     return Counts(
         now_ms, lanes, waiting, in_flight, delayed, int(float(due)) if due else None, dead, jobs, outbox, outbox_age_ms,
-        oldest_wait_ms, _pause(pause, now_ms), [worker for worker in workers if worker.name != HANDBACK],
+        oldest_wait_ms, next((stop.pause for stop in stops if stop.what == "queue"), None),
+        [worker for worker in workers if worker.name != HANDBACK], blocked,
+        [_block(stop) for stop in stops if stop.what[:2] in _BLOCKS],
+        [Unknown(stop.what[1:], stop.since_ms) for stop in stops if stop.what[:1] == "?"],
+        int(evicted[0] or 0), int(evicted[1] or 0),
     )  # fmt: skip
 
 
@@ -286,18 +328,33 @@ def _worker(now_ms: int, name: str, beat_ms: float, held: Mapping[str, int]) -> 
     return WorkerSeen(name, max(0, now_ms - int(beat_ms)), held.get(name, 0), beat_ms <= 0)
 
 
-def _pause(raw: bytes, now_ms: int) -> Pause | None:
-    if not raw:
-        return None
-    until, _, said = raw.partition(b"|")
-    until_ms = int(until) if until.isdigit() else 0
-    if 0 < until_ms <= now_ms:
-        return None
-    try:
-        why = msgspec.json.decode(said, type=dict[str, Any])
-    except ValueError:  # a pause holds whatever its reason looks like
-        why = {}
-    return Pause(until_ms, str(why.get("reason") or ""), str(why.get("by") or ""))
+class _Stop(NamedTuple):
+    """A field of `pause`, decoded."""
+
+    what: str
+    pause: Pause
+    since_ms: int
+
+
+def _stops(rules: list[bytes], now_ms: int) -> list[_Stop]:
+    """Tell what is stopped, until when, why and by whom, and for what no worker knows: since when."""
+    found: list[_Stop] = []
+    for name, raw in _pairs(rules).items():
+        until, _, said = raw.partition(b"|")
+        until_ms = int(until) if until.isdigit() else 0
+        if 0 < until_ms <= now_ms:
+            continue
+        try:
+            why = msgspec.json.decode(said[said.find(b"{") :], type=dict[str, Any])
+        except ValueError:  # a pause holds whatever its reason looks like
+            why = {}
+        pause = Pause(until_ms, str(why.get("reason") or ""), str(why.get("by") or ""))
+        found.append(_Stop(_text(name), pause, int(why.get("since") or 0)))
+    return sorted(found)
+
+
+def _block(stop: _Stop) -> Block:
+    return Block("handler" if stop.what[0] == "h" else "key", stop.what[2:], *stop.pause)
 
 
 def _lane_entry(lane: str, entry_id: bytes, raw: list[bytes]) -> LaneEntry | None:
@@ -310,7 +367,10 @@ def _lane_entry(lane: str, entry_id: bytes, raw: list[bytes]) -> LaneEntry | Non
 
 def _delayed(job_id: bytes, due: bytes, payload: bytes) -> Delayed:
     digit, enqueued, envelope = payload.split(b"|", 2)
-    return Delayed(_text(job_id), int(float(due)), LANES[int(digit) - 1], int(enqueued), envelope)
+    due_ms = int(float(due))
+    return Delayed(
+        _text(job_id), due_ms if due_ms < BLOCKED_FROM else 0, LANES[int(digit) - 1], int(enqueued), envelope
+    )
 
 
 def _located(job_id: str, row: list[Any]) -> Located | None:

@@ -1,4 +1,4 @@
-"""What operators do to a partition: cancel, replay, delete, pause, resume, and orders to its workers."""
+"""What operators do to a partition: cancel, replay, delete, stop and let go, and orders to its workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 import orjson
 
 from streamq.codec import decode_envelope, encode_envelope
-from streamq.errors import JobNotFound
+from streamq.errors import BadInput, JobNotFound
 from streamq.keys import lane_digit
 from streamq.scripts import load
 
@@ -79,7 +79,7 @@ class Orders:
         keys = self.keys
         enqueued_ms, reason = said
         names = [
-            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control,
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control, keys.result(job_id),
         ]  # fmt: skip
         server_s, server_us = await self._wire.call("TIME")
         now_ms = int(server_s) * 1000 + int(server_us) // 1000
@@ -92,7 +92,8 @@ class Orders:
             record |= {"o": envelope.occurrence} if envelope.occurrence is not None else {}
             if envelope.dedup is not None:
                 names.append(keys.dedup(envelope.dedup))
-        args: list[Arg] = [job_id, token, orjson.dumps(record), self._outbox_max, reason]
+        keep_ms = envelope.keep_result_ms if envelope is not None else 0
+        args: list[Arg] = [job_id, token, orjson.dumps(record), self._outbox_max, reason, keep_ms]
         verdict: bytes = await self._wire.script(load("cancel"), names, args)
         return verdict
 
@@ -110,7 +111,7 @@ class Orders:
         """
         envelope = decode_envelope(raw)
         fresh = msgspec.structs.replace(envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0)
-        names = [*self.keys.lanes, self.keys.index, self.keys.dead]
+        names = [*self.keys.lanes, self.keys.index, self.keys.dead, self.keys.result(job_id)]
         # A throttled job's key is kept by time alone: taken here, it would never be freed.
         if envelope.dedup is not None and envelope.dedup_scope not in ("t", "p"):
             names.append(self.keys.dedup(envelope.dedup))
@@ -126,18 +127,57 @@ class Orders:
         return int(await self._wire.call("XDEL", self.keys.dead, *letter_ids)) if letter_ids else 0
 
     async def pause(self, *, reason: str, by: str, until_ms: int = 0) -> None:
-        """Let no worker start a job of this queue, until resumed or the time has come (0: open).
+        """Let no worker start a job of this queue, until resumed or the time has come (server ms; 0: open).
 
-        Workers that are already waiting may start the one job that they are blocked for; see `is_paused` in the cycle.
+        Nothing that is enqueued after this returns is started before the queue is resumed.
         """
-        why = orjson.dumps({"reason": reason, "by": by}).decode()
-        await self._wire.call("HSET", self.keys.pause, "queue", f"{until_ms}|{why}")
-        await self._wire.call("XADD", self.keys.lanes[0], "*", "w", "1")
+        await self._stop("queue", until_ms, reason, by)
 
     async def resume(self) -> bool:
         """Let workers start jobs again. Returns whether the queue was paused."""
-        return bool(await self._wire.call("HDEL", self.keys.pause, "queue"))
+        return await self._let_go("queue")
+
+    async def block(
+        self, *, handler: str | None = None, key: str | None = None, reason: str, by: str, until_ms: int = 0
+    ) -> None:
+        """Let no worker start jobs of a handler, or those of one user key; other jobs go on.
+
+        Blocked jobs use no attempt. When the block is lifted or its time has come (server ms; 0: open) they go back
+        into their lanes, oldest first.
+
+        Raises:
+            BadInput: Neither or both were named, or so many blocks at once are not allowed.
+        """
+        await self._stop(_what(handler, key), until_ms, reason, by)
+
+    async def unblock(self, *, handler: str | None = None, key: str | None = None) -> bool:
+        """Let the jobs of a handler, or those of one user key, start again. Returns whether they were blocked."""
+        return await self._let_go(_what(handler, key))
+
+    async def _stop(self, what: str, until_ms: int, reason: str, by: str) -> None:
+        why = orjson.dumps({"reason": reason, "by": by})
+        # 1 means "lift it now", and is as good as any other moment that is long past.
+        if await self._block(what, max(until_ms, 2) if until_ms else 0, why) == b"FULL":
+            raise BadInput(
+                f"queue {self.keys.queue!r} has 128 blocks already, which is all that it may have",
+                hint="unblock some, or pause the queue",
+            )
+
+    async def _let_go(self, what: str) -> bool:
+        return await self._block(what, 1, b"{}") == b"OK"
+
+    async def _block(self, what: str, until_ms: int, why: bytes) -> bytes:
+        keys = (self.keys.lanes[0], self.keys.pause, self.keys.control)
+        verdict: bytes = await self._wire.script(load("block"), keys, [what, until_ms, why])
+        return verdict
 
     async def tell(self, order: str, *, to: str = "*") -> None:
         """Give an order to a worker by name, or to all: quiet, resume, stop, dump. It is heard within a beat."""
         await self._wire.call("XADD", self.keys.control, "MAXLEN", "~", _CONTROL_MAX, "*", "do", order, "to", to)
+
+
+def _what(handler: str | None, key: str | None) -> str:
+    """Name what is to be blocked as the worker names it."""
+    if (handler is None) is (key is None):
+        raise BadInput("name a handler or a user key, one of the two")
+    return f"h:{handler}" if handler is not None else f"k:{key}"

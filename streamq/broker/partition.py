@@ -95,7 +95,7 @@ class CycleReply:
 
     server_ms: int
     next_due_ms: int
-    """When the next delayed job is due, server time; -1: none is delayed."""
+    """When the next delayed job is due or the next block ends, server time; -1: neither."""
     refused: list[bytes]
     """Ids of jobs whose outcome was not taken: they are somebody else's now."""
     lost: list[bytes]
@@ -104,7 +104,13 @@ class CycleReply:
     markers: list[Arg]
     """Rows for the `markers` section of the next report."""
     control: list[tuple[bytes, dict[bytes, bytes]]]
-    is_paused: bool
+    stopped: list[bytes]
+    """What may not start: `queue`, `h:` and a handler, `k:` and a user key."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing of this queue may start."""
+        return b"queue" in self.stopped
 
 
 class Partition:
@@ -120,7 +126,7 @@ class Partition:
         )  # fmt: skip
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
-            keys.pause,
+            keys.pause, keys.counts,
         )  # fmt: skip
 
     @property
@@ -250,11 +256,14 @@ class Partition:
             raise Unregistered
         return _cycle_reply(reply, now)
 
-    async def wait(self, consumer: str, count: int, block_ms: int, now_of: Any) -> tuple[list[Delivery], list[Arg]]:
+    async def wait(
+        self, consumer: str, count: int, block_ms: int, now_of: Any
+    ) -> tuple[list[Delivery], list[Arg], list[bytes]]:
         """Block until a lane has something, and read it.
 
         Returns:
-            Deliveries and rows for the `markers` section, both empty when the time ran out.
+            Deliveries and rows for the `markers` section, both empty when the time ran out; and what is stopped, as it
+            stood after the delivery: who was waiting when the queue was paused must not start what came later.
 
         Raises:
             Unregistered: The group is gone.
@@ -265,7 +274,7 @@ class Partition:
             *(">" for _ in self.keys.lanes),
         )  # fmt: skip
         try:
-            reply = await self._wire.call(*command, extra_s=block_ms / 1000)
+            reply, stopped = await self._wire.pipeline((command, ("HKEYS", self.keys.pause)), extra_s=block_ms / 1000)
         except ServerRefused as error:
             if error.fault is Fault.REJOIN:
                 raise Unregistered from error
@@ -276,7 +285,13 @@ class Partition:
         for stream, entries in reply or ():
             digit = self.keys.lanes.index(stream.decode()) + 1
             _deliver(digit, entries, now, deliveries, markers)
-        return deliveries, markers
+        return deliveries, markers, stopped
+
+    async def listen(self, after: bytes, block_ms: int) -> None:
+        """Block until an operator says something later than the control entry `after`, or the time has run out."""
+        await self._wire.call(
+            "XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", self.keys.control, after, extra_s=block_ms / 1000
+        )
 
     async def release(self, consumer: str, deliveries: Sequence[Delivery]) -> int:
         """Hand deliveries back unrun; no attempt and no crash is counted. Returns how many were still ours."""
@@ -337,7 +352,7 @@ class Partition:
 
 
 def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
-    _, server_ms, next_due_ms, refused, lost, claimed, read, news, paused = reply
+    _, server_ms, next_due_ms, refused, lost, claimed, read, news, stopped = reply
     deliveries: list[Delivery] = []
     markers: list[Arg] = []
     for digit, entry, token, number, crashes, fields in claimed:
@@ -347,7 +362,7 @@ def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
     for i in range(0, len(read), 2):
         _deliver(read[i], read[i + 1], now, deliveries, markers)
     control = [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in news]
-    return CycleReply(server_ms, next_due_ms, refused, lost, deliveries, markers, control, bool(paused))
+    return CycleReply(server_ms, next_due_ms, refused, lost, deliveries, markers, control, stopped)
 
 
 def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]) -> None:

@@ -207,8 +207,8 @@ class Wire:
             raise self._refusal(reply)
         return reply
 
-    async def pipeline(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
-        """Send several commands at once and return their replies in order.
+    async def pipeline(self, commands: Sequence[Sequence[Arg]], *, extra_s: float = 0.0) -> list[Any]:
+        """Send several commands at once and return their replies in order; see `call`.
 
         Raises:
             BrokerUnavailable: Some replies did not come; any of the commands may have run.
@@ -217,7 +217,12 @@ class Wire:
         packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         line = await self._open()
         futures = line.ask(packed, len(commands))
-        replies = [await self._reply(line, future, self._timeout_s) for future in futures]
+        try:
+            replies = [await self._reply(line, future, self._timeout_s + extra_s) for future in futures]
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen: the first one that failed is told
         for reply in replies:
             if isinstance(reply, ErrorReply):
                 raise self._refusal(reply)

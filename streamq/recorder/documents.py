@@ -153,7 +153,7 @@ def scheduled(queue: str, job: Delayed) -> StatusWrite | None:
     if envelope is None or envelope.attempt > 1 or envelope.starts:
         return None
     fields = _of_envelope(queue, envelope, job.lane, job.enqueued_ms)
-    fields |= {"state": State.SCHEDULED.value, "due_at": from_ms(job.due_ms)}
+    fields |= {"state": State.SCHEDULED.value, "due_at": from_ms(job.due_ms) if job.due_ms else None}
     return StatusWrite(job.job_id, job.enqueued_ms << _VERSION_SHIFT, True, fields, [])
 
 

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- cancel: a job that waits ends as cancelled at once; a job that runs is told to stop by its worker.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, then, if the job has one, 12 its dedup key
--- ARGV  1 job id, 2 the token that was seen, 3 record, 4 outbox_max (0: no outbox), 5 reason
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, 12 its result stream,
+--       then, if the job has one, 13 its dedup key
+-- ARGV  1 job id, 2 the token that was seen, 3 record, 4 outbox_max (0: no outbox), 5 reason,
+--       6 for how long ms its result is kept (0: nobody waits for it)
 -- Returns 'CANCELLED'  it waited, and has ended
 --         'ASKED'      it runs; its worker has been told. One that was handed back runs nowhere: it waits
 --         'GONE'       no living job has this id
@@ -33,12 +35,16 @@ redis.call('HDEL', KEYS[9], id)
 if tonumber(ARGV[4]) > 0 then
   redis.call('XADD', KEYS[10], 'MAXLEN', '~', ARGV[4], '*', 'w', 'operator', id, ARGV[3])
 end
-local holder = KEYS[12] and redis.call('GET', KEYS[12])
+if tonumber(ARGV[6]) > 0 then
+  redis.call('XADD', KEYS[12], '*', 'r', ARGV[3])
+  redis.call('PEXPIRE', KEYS[12], ARGV[6])
+end
+local holder = KEYS[13] and redis.call('GET', KEYS[13])
 local before = string.match(token, '^z>(.*)$')
 if holder == id and before and redis.call('HEXISTS', KEYS[9], before) == 1 then
-  redis.call('SET', KEYS[12], before) -- it was kept behind that one, which has the key again
+  redis.call('SET', KEYS[13], before) -- it was kept behind that one, which has the key again
 elseif holder == id then
-  redis.call('DEL', KEYS[12])
+  redis.call('DEL', KEYS[13])
 elseif holder and redis.call('HGET', KEYS[9], holder) == 'z>' .. id then
   local seconds = redis.call('TIME')[1]
   redis.call('HSET', KEYS[9], holder, 'z')

@@ -3,7 +3,7 @@
 -- beat, settle, requeue, renew, promote, take over, read.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
---       15.. dedup keys and result streams
+--       15 counts, 16.. dedup keys and result streams
 -- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
 --       6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
@@ -13,19 +13,24 @@
 --         results   job id, place of the key in KEYS, ttl ms, result            of jobs in `settled`
 --         letters   job id, envelope, record                                    of jobs in `settled` that are dead
 --         requeued  token, job id, delay ms, lane digit, enqueued ms, envelope, record ('': none)
+--                   Instead of a delay the name of a block that the job waits for (`h:..`, `k:..`), or `?` and what no
+--                   worker here knows
 --         renewed   token, job id                                               still running
 --         markers   lane digit, entry id                                        wake-up entries to throw away
 --         reads     lane digit, the most to read                                in this order
 -- Returns {'FENCED', now ms}: the worker was given up. Nothing was written; it must drop what it holds
 --         {'OK', now ms, next due ms or -1, {refused job ids}, {job ids no longer ours to renew},
 --          {claimed: {digit, entry id, token, delivery, crashes, fields}..}, {read: digit, entries, ..},
---          {control entries}, paused 0 or 1}
+--          {control entries}, {what is stopped: `queue`, `h:..` a handler, `k:..` a user key}}
 --
 -- A token that differs from the index names a job that is not this worker's any more: refused, and nothing of it is
 -- written. So a call that is repeated after a lost reply settles nothing twice.
-local GROUP, HANDBACK, BATCH = 'g', '@handback', 128
-local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE = 6, KEYS[7], KEYS[8], KEYS[9], KEYS[10],
-  KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+--
+-- A job that waits for a block lies in `delayed` behind all dates, at BLOCKED + the block's number * SPAN + the ms when it was enqueued.
+local GROUP, HANDBACK, BATCH, BLOCKED, SPAN = 'g', '@handback', 128, 2 ^ 48, 2 ^ 42
+local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; and that there was one
+local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS = 6, KEYS[7], KEYS[8], KEYS[9],
+  KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 local call = redis.call
 
 local time = call('TIME')
@@ -92,6 +97,20 @@ for at = settled.first, settled.last, 3 do
   end
 end
 
+-- When a job is due that waits for something else than time; nil: now.
+local function due_after(what, enqueued)
+  local known = call('HGET', PAUSE, what)
+  if string.sub(what, 1, 1) == '?' then
+    local since = known and string.match(known, '"since":(%d+)') or string.format('%.0f', now)
+    if known or call('HLEN', PAUSE) < 2 * BATCH then
+      call('HSET', PAUSE, what, string.format('%.0f|0|{"since":%s}', now + FORGET, since))
+    end
+    return now + OFFER_AGAIN
+  end
+  local till, number = string.match(known or '', '^(%d+)|(%d+)|')
+  if till and (till == '0' or tonumber(till) > now) then return BLOCKED + number * SPAN + enqueued end
+end
+
 tokens, row = tokens_of(requeued), 0
 for at = requeued.first, requeued.last, 7 do
   row = row + 1
@@ -100,9 +119,15 @@ for at = requeued.first, requeued.last, 7 do
     accepted[id] = true
     local delay, digit, enqueued, envelope, record = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], ARGV[at + 5],
       ARGV[at + 6]
-    if delay > 0 then
+    local due
+    if not delay then
+      due = due_after(ARGV[at + 2], enqueued)
+    elseif delay > 0 then
+      due = now + delay
+    end
+    if due then
       call('HSET', PAYLOAD, id, digit .. '|' .. enqueued .. '|' .. envelope)
-      call('ZADD', DELAYED, now + delay, id)
+      call('ZADD', DELAYED, string.format('%.0f', due), id)
       call('HSET', INDEX, id, 'z')
     else
       local place = call('XADD', KEYS[tonumber(digit)], '*', 'j', id, 'd', envelope, 'q', enqueued)
@@ -119,9 +144,18 @@ for at = requeued.first, requeued.last, 7 do
   end
 end
 
-for at = letters.first, letters.last, 3 do
-  if accepted[ARGV[at]] then
-    call('XADD', DEAD, 'MAXLEN', '~', ARGV[6], '*', 'j', ARGV[at], 'd', ARGV[at + 1], 'r', ARGV[at + 2])
+if letters.rows > 0 then
+  local kept = call('XLEN', DEAD)
+  for at = letters.first, letters.last, 3 do
+    if accepted[ARGV[at]] then
+      call('XADD', DEAD, 'MAXLEN', '~', ARGV[6], '*', 'j', ARGV[at], 'd', ARGV[at + 1], 'r', ARGV[at + 2])
+      kept = kept + 1
+    end
+  end
+  local evicted = kept - call('XLEN', DEAD)
+  if evicted > 0 then
+    call('HINCRBY', COUNTS, 'evicted', evicted)
+    call('HSET', COUNTS, 'evicted_at', string.format('%.0f', now))
   end
 end
 for at = results.first, results.last, 4 do
@@ -183,8 +217,9 @@ if renewed.rows > 0 then
 end
 
 -- Promote what is due. The payload is looked up before anything is removed.
-local due = call('ZRANGE', DELAYED, '-inf', now, 'BYSCORE', 'LIMIT', 0, BATCH)
-if #due > 0 then
+local function promote(from, to)
+  local due = call('ZRANGE', DELAYED, from, to, 'BYSCORE', 'LIMIT', 0, BATCH)
+  if #due == 0 then return 0 end
   local payloads, places = call('HMGET', PAYLOAD, unpack(due)), {'HSET', INDEX}
   for i = 1, #due do
     if payloads[i] then
@@ -197,20 +232,33 @@ if #due > 0 then
   if #places > 2 then call(unpack(places)) end
   call('ZREM', DELAYED, unpack(due))
   call('HDEL', PAYLOAD, unpack(due))
+  return #due
 end
+promote('-inf', now)
 
--- Paused?
-local paused = 0
-local pause = call('HGET', PAUSE, 'queue')
-if pause then
-  local till = tonumber(string.match(pause, '^(%d+)|'))
-  if till and till > 0 and till <= now then call('HDEL', PAUSE, 'queue') else paused = 1 end
+-- What is stopped. When a block is over its jobs go back into their lanes, oldest first, a batch in each cycle.
+local paused, stopped, wake, lifted = false, {}, nil, 0
+local rules = call('HGETALL', PAUSE)
+for i = 1, #rules, 2 do
+  local name = rules[i]
+  local till, number = string.match(rules[i + 1], '^(%d+)|(%d*)')
+  till, number = tonumber(till) or 0, tonumber(number) or 0
+  if till > 0 and till <= now then
+    local first, past = string.format('%.0f', BLOCKED + number * SPAN), string.format('(%.0f', BLOCKED + (number + 1) * SPAN)
+    local moved = number == 0 and 0 or lifted < BATCH and promote(first, past) or BATCH
+    lifted = lifted + moved
+    if moved < BATCH then call('HDEL', PAUSE, name) else wake = now end
+  elseif string.sub(name, 1, 1) ~= '?' then
+    append(stopped, name)
+    paused = paused or name == 'queue'
+    if till > 0 and (not wake or till < wake) then wake = till end
+  end
 end
 
 -- Take over from one worker that is gone, no more than can be run here.
 local claimed = {}
 local gone
-if want > 0 and paused == 0 then
+if want > 0 and not paused then
   -- A worker that was itself away trusts no beat: after an outage all look old. What was given up is still free.
   if now - tonumber(beat) > dead_after then dead_after = now end
   local silent_since = math.max(now - dead_after, 1)
@@ -263,7 +311,7 @@ end
 
 -- Read, lane by lane; what a lane's share left over goes to the lanes that have more.
 local read = {}
-if paused == 0 then
+if not paused then
   for pass = 1, 2 do
     for at = reads.first, reads.last, 2 do
       if want <= 0 then break end
@@ -283,5 +331,6 @@ if paused == 0 then
 end
 
 local news = call('XRANGE', CONTROL, '(' .. ARGV[4], '+', 'COUNT', 32)
-local next_due = call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2]
-return {'OK', now, next_due and tonumber(next_due) or -1, refused, lost, claimed, read, news, paused}
+local next_due = tonumber(call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2] or BLOCKED)
+if wake and wake < next_due then next_due = wake end
+return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped}

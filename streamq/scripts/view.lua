@@ -1,12 +1,12 @@
 #!lua flags=no-writes,allow-oom
 -- view: what a partition holds now. Reads only.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause
+-- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause, 13 counts
 -- ARGV  1 the most workers to list
--- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, pause or '',
+-- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, {what is stopped, why, ..},
 --          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''},
---          oldest outbox entry or ''}
-local GROUP = 'g'
+--          oldest outbox entry or '', jobs that wait for a block, {dead letters evicted, when ms, each or nil}}
+local GROUP, BLOCKED = 'g', 2 ^ 48 -- as in cycle.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -35,10 +35,12 @@ for lane = 1, 6 do
   lanes[#lanes + 1] = oldest and oldest[1] or ''
 end
 local unrecorded = redis.call('XRANGE', KEYS[9], '-', '+', 'COUNT', 1)[1]
+local blocked = redis.call('ZCOUNT', KEYS[7], string.format('%.0f', BLOCKED), '+inf')
 local due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
+if due and tonumber(due) >= BLOCKED then due = nil end
 return {
-  now, redis.call('ZCARD', KEYS[7]), due or '', redis.call('HLEN', KEYS[8]), redis.call('XLEN', KEYS[9]),
-  redis.call('XLEN', KEYS[11]), redis.call('HGET', KEYS[12], 'queue') or '',
+  now, redis.call('ZCARD', KEYS[7]) - blocked, due or '', redis.call('HLEN', KEYS[8]), redis.call('XLEN', KEYS[9]),
+  redis.call('XLEN', KEYS[11]), redis.call('HGETALL', KEYS[12]),
   redis.call('ZRANGE', KEYS[10], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES'), lanes,
-  unrecorded and unrecorded[1] or '',
+  unrecorded and unrecorded[1] or '', blocked, redis.call('HMGET', KEYS[13], 'evicted', 'evicted_at'),
 }

@@ -40,6 +40,7 @@ _LONGEST_PAUSE_S = 1.0
 """Jobs must flow again within 2 s of the server being up."""
 _DEAD_LETTERS = 100_000
 _NEVER_MS = 1 << 52
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Pump:
@@ -54,6 +55,8 @@ class Pump:
         self.finished: deque[Settled] = deque()
         """Settled by the next cycle."""
         self.clock = ServerClock()
+        self.stopped: frozenset[str] = frozenset()
+        """Handlers (`h:..`) and user keys (`k:..`) that are blocked; nearly always empty."""
         self.reserved = 0
         """Slots promised to what is being read just now."""
         self.consumer = ""
@@ -260,7 +263,7 @@ class Pump:
         for job_id in reply.lost:
             self._slots.lose(job_id)
         self._markers += reply.markers
-        self._paused = reply.is_paused
+        self._note_stopped(reply.stopped)
         due_s = (reply.next_due_ms - reply.server_ms) / 1000
         self._next_due_at = self._loop.time() + max(0.0, due_s) if reply.next_due_ms >= 0 else 0.0
         if want:
@@ -270,6 +273,16 @@ class Pump:
             for _, message in reply.control:
                 self._slots.control(message)
         self._receive(reply.deliveries)
+
+    def _note_stopped(self, stopped: list[bytes]) -> None:
+        """Heed what operators have stopped; what was read ahead of a queue that is paused now goes back."""
+        self.stopped = frozenset([name.decode() for name in stopped]) if stopped else _NOTHING
+        was_paused, self._paused = self._paused, "queue" in self.stopped
+        if self._paused and self.buffer:
+            self.return_unrun([*self.buffer])
+            self.buffer.clear()
+        if was_paused and not self._paused:
+            self._hungry = True
 
     def _receive(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -325,12 +338,7 @@ class Pump:
         self._wake.clear()
 
     def _may_read(self) -> bool:
-        return (
-            (self._reader is None or self._reader.done())
-            and not self._paused
-            and self._slots.free() > 0
-            and self._slots.room() > 0
-        )
+        return (self._reader is None or self._reader.done()) and self._slots.free() > 0 and self._slots.room() > 0
 
     def _start_reader(self) -> None:
         if self._reader is not None and not self._reader.cancelled():
@@ -345,13 +353,22 @@ class Pump:
         """Wait inside Redis for the next jobs, as many as there are free slots now.
 
         This promises no slots: while it waits, a beat may bring a dead worker's jobs. Should both bring some at once,
-        what cannot start goes back.
+        what cannot start goes back. While the queue is paused it waits for operators instead.
         """
-        deliveries, markers = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
+        if self._paused:
+            ends_in_ms = (self._next_due_at - self._loop.time()) * 1000 if self._next_due_at else BLOCK_MS
+            await self._reading.listen(self._control_cursor, max(1, min(BLOCK_MS, int(ends_in_ms))))
+            self._next_beat_at = 0.0
+            return
+        deliveries, markers, stopped = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
         self._markers += markers
         if deliveries or markers:
             self._hungry = True
-        self._receive(deliveries)
+            self._note_stopped(stopped)
+        if deliveries and "queue" in self.stopped:
+            self.return_unrun(deliveries)
+        else:
+            self._receive(deliveries)
 
     async def _stop_reader(self) -> None:
         """Stop waiting. A delivery that was on its way is found later as a stray."""

@@ -24,6 +24,7 @@ from streamq.job import (
     Fail,
     Failure,
     Outcome,
+    Parked,
     Released,
     Retry,
     Retrying,
@@ -37,13 +38,11 @@ from streamq.worker.threads import JobInterrupted
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
 
-__all__ = ["PARK_MS", "Caller", "RunningJob", "Stop", "interrupted", "run", "verdict"]
-
-PARK_MS = 5_000
-"""A job that this worker cannot run waits that long, and is offered to all workers again."""
+__all__ = ["Caller", "RunningJob", "Stop", "blocked", "interrupted", "run", "verdict"]
 
 _PLAIN_RETRY = RetryPolicy()
 _LONGEST_DELAY_MS = 100 * 365 * 86_400_000
+_LONGEST_NAME = 200
 _LONGEST_MESSAGE = 2_000
 _LONGEST_TRACEBACK = 16_000
 
@@ -201,9 +200,19 @@ def verdict(  # noqa: PLR0911 - a list of reasons, one return each
     if envelope is None:
         return Dead(Failure("BadEnvelope", "the job's envelope cannot be read"))
     if envelope.version > ENVELOPE_VERSION:
-        return Snoozed(PARK_MS, f"its envelope has version {envelope.version}")
+        return Parked(f"?version {envelope.version}", f"its envelope has version {envelope.version}")
     if spec is None:
-        return Snoozed(PARK_MS, f"no handler is named {envelope.handler!r} here")
+        return Parked(f"?{envelope.handler[:_LONGEST_NAME]}", f"no handler is named {envelope.handler!r} here")
     if envelope.deadline_ms and now_ms > envelope.deadline_ms:
         return Expired()
+    return None
+
+
+def blocked(envelope: Envelope | None, stopped: frozenset[str]) -> Parked | None:
+    """Tell whether a job must not start because its handler or its user key is blocked."""
+    if envelope is None:
+        return None
+    for name in (f"h:{envelope.handler}", f"k:{envelope.key}"):
+        if name in stopped and (envelope.key is not None or name[0] == "h"):
+            return Parked(name, f"{name[2:]!r} is blocked")
     return None

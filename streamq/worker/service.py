@@ -316,6 +316,8 @@ class Worker:
                 self.drain()
             case b"dump":
                 self.dump()
+            case b"look":
+                pass  # something was stopped or let go; every turn sees that
             case _:
                 event(log, logging.WARNING, "worker.unknown_order", order=str(message))
 

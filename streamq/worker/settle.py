@@ -18,6 +18,7 @@ from streamq.job import (
     Expired,
     Failure,
     Outcome,
+    Parked,
     Released,
     Retrying,
     Snoozed,
@@ -52,8 +53,8 @@ class Settled:
         self.dedup_window_ms = 0
         self.keep_ms = 0
         self.letter: bytes | None = None
-        self.requeue: tuple[int, int, int, bytes] | None = None
-        """Delay ms, lane digit, enqueued ms, envelope."""
+        self.requeue: tuple[int | str, int, int, bytes] | None = None
+        """Delay ms or what it waits for, lane digit, enqueued ms, envelope."""
 
 
 def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int) -> Settled | None:
@@ -61,7 +62,7 @@ def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int
     match outcome:
         case Completed():
             return _completed(delivery, outcome, begun_ms, finished_ms)
-        case Retrying() | Snoozed():
+        case Retrying() | Snoozed() | Parked():
             return _requeued(delivery, outcome, begun_ms, finished_ms)
         case Dead() | Cancelled() | Expired():
             return _ended(delivery, outcome, begun_ms, finished_ms)
@@ -149,7 +150,7 @@ def _error(failure: Failure) -> dict[str, str]:
     }
 
 
-def _requeued(delivery: Delivery, outcome: Retrying | Snoozed, begun_ms: int, finished_ms: int) -> Settled:
+def _requeued(delivery: Delivery, outcome: Retrying | Snoozed | Parked, begun_ms: int, finished_ms: int) -> Settled:
     """Prepare the next start of a job. The enqueue time stays, and the number of starts rises: the fence needs it."""
     envelope = delivery.envelope
     record = b""
@@ -165,7 +166,8 @@ def _requeued(delivery: Delivery, outcome: Retrying | Snoozed, begun_ms: int, fi
     elif envelope is not None and envelope.version == 1:
         raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))
     settled = Settled(delivery, record)
-    settled.requeue = (outcome.delay_ms, delivery.digit, delivery.enqueued_ms, raw)
+    delay = outcome.what if isinstance(outcome, Parked) else outcome.delay_ms
+    settled.requeue = (delay, delivery.digit, delivery.enqueued_ms, raw)
     return settled
 
 

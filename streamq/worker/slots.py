@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
-from streamq.job import Delivery, Outcome, Retrying, Snoozed
+from streamq.job import Delivery, Outcome, Parked, Retrying
 from streamq.logs import event
 from streamq.worker.calls import Calls
-from streamq.worker.run import RunningJob, Stop, interrupted, run, verdict
+from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
 from streamq.worker.settle import settle
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Slots:
         self._mean_s = 0.0
         self._base = contextvars.copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unknown: set[str] = set()
+        self._parked: set[str] = set()
 
     # How much may be read.
 
@@ -186,8 +186,10 @@ class Slots:
             envelope = None
         spec, call = self._calls.find(envelope.handler) if envelope is not None else (None, None)
         refusal = verdict(delivery, spec, now_ms)
+        if pump.stopped and not refusal:
+            refusal = blocked(envelope, pump.stopped)
         if refusal is not None or envelope is None or spec is None or call is None:
-            return refusal or Snoozed(0), None
+            return refusal or Parked("?"), None
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
         job.task = asyncio.current_task()
         here.delivery, here.max_attempts = delivery, job.max_attempts
@@ -220,9 +222,9 @@ class Slots:
         kind = type(outcome).__name__.lower()
         self.counters[kind] += 1
         if kind != "completed":
-            self._tell(delivery, outcome, kind, job)
+            self._tell(delivery, outcome, kind)
 
-    def _tell(self, delivery: Delivery, outcome: Outcome, kind: str, job: RunningJob | None) -> None:
+    def _tell(self, delivery: Delivery, outcome: Outcome, kind: str) -> None:
         envelope = delivery.envelope
         handler = envelope.handler if envelope is not None else "?"
         failure = getattr(outcome, "failure", None)
@@ -234,10 +236,10 @@ class Slots:
         match outcome:
             case Retrying(delay_ms=delay_ms):
                 event(log, logging.INFO, "job.retrying", retry_in_s=delay_ms / 1000, **fields)
-            case Snoozed(reason=reason) if job is None:
-                # Told once per handler: a queue full of them would say nothing else.
-                level = logging.DEBUG if handler in self._unknown else logging.WARNING
-                self._unknown.add(handler)
+            case Parked(what=what, reason=reason):
+                # Told once: a queue full of them would say nothing else.
+                level = logging.DEBUG if what in self._parked else logging.WARNING
+                self._parked.add(what)
                 event(log, level, "job.parked", reason=reason, **fields)
             case _:
                 level = logging.WARNING if kind == "dead" else logging.INFO

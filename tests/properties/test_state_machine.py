@@ -180,7 +180,7 @@ return {redis.call('HGETALL', KEYS[7]), redis.call('ZRANGE', KEYS[8], 0, -1, 'WI
 """A script: one look is one moment, and a tenth of the time that twenty commands take."""
 
 STRUCTURE = re.compile(
-    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause)"
+    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|counts)"
 )
 
 

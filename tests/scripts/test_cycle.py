@@ -665,20 +665,20 @@ async def test_a_reader_waits_for_the_next_job_of_any_lane(board):
     waiting = asyncio.create_task(board.partition.wait("w1", 3, 5_000, lambda: 7.0))
     await asyncio.sleep(0)
     await board.redis.xadd(board.keys.lanes[5], {"j": "a", "d": "<a>"})
-    deliveries, markers = await waiting
+    deliveries, markers, stopped = await waiting
     assert [(d.id, d.raw, d.digit, d.token[:1], d.taken_at) for d in deliveries] == [(b"a", b"<a>", 6, b"6", 7.0)]
-    assert markers == []
+    assert (markers, stopped) == ([], [])
 
 
 async def test_a_reader_that_was_woken_has_a_wake_up_entry_to_throw_away(board):
     """It was an earlier due time."""
     await board.join("w1")
     await board.add("later", delay_ms=60_000)
-    deliveries, markers = await board.partition.wait("w1", 3, 5_000, lambda: 0.0)
+    deliveries, markers, _ = await board.partition.wait("w1", 3, 5_000, lambda: 0.0)
     assert (deliveries, markers[0]) == ([], 1)
 
 
 async def test_a_reader_waits_no_longer_than_it_was_told(board):
     """It comes back with nothing, and the worker looks after its other affairs."""
     await board.join("w1")
-    assert await board.partition.wait("w1", 3, 1, lambda: 0.0) == ([], [])
+    assert await board.partition.wait("w1", 3, 1, lambda: 0.0) == ([], [], [])

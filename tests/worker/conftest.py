@@ -28,7 +28,7 @@ async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
 
     async def start(**kwargs: Any) -> Worker:
         chosen = kwargs.pop("app", app)
-        worker = Worker(chosen, chosen.settings, **kwargs)
+        worker = Worker(chosen, kwargs.pop("settings", chosen.settings), **kwargs)
         started.append((worker, asyncio.create_task(worker.run())))
         return worker
 

@@ -204,7 +204,7 @@ async def test_a_job_that_nobody_here_knows_waits_for_a_worker_that_does(app, wo
 
     job = await foreign.options(keep_result=KEPT).enqueue()
     ignorant = await work()
-    await eventually(lambda: ignorant.slots is not None and ignorant.slots.counters["snoozed"] == 1, "it is parked")
+    await eventually(lambda: ignorant.slots is not None and ignorant.slots.counters["parked"] == 1, "it is parked")
     ignorant.drain()
     wire = app.client.broker.wire()
     await wire.call("ZADD", Keys("default").delayed, 0, job.id)
@@ -292,7 +292,7 @@ async def test_the_jobs_of_a_worker_that_fell_silent_are_taken_over(app, work, e
     job = await job_of_the_dead.options(keep_result=KEPT).enqueue()
     partition = app.client.broker.partition("default")
     await partition.register("ghost")
-    deliveries, _ = await partition.wait("ghost", 1, 1000, time.monotonic)
+    deliveries, _, _ = await partition.wait("ghost", 1, 1000, time.monotonic)
     assert len(deliveries) == 1
     await work()
     assert await job.result() == 1
