@@ -130,6 +130,8 @@ class Report:
     failures: dict[str, str] = field(default_factory=dict)
     other_load: float = 0.0
     """Cores that programs of others kept busy meanwhile: how loud the machine was."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What else belongs into the document."""
     time_is_up_at: float = math.inf
     """When the part that runs should be done, on the monotonic clock."""
 
@@ -167,6 +169,7 @@ class Report:
             "notes": self.notes,
             "results": [result.as_json() for result in self.results],
             "failures": self.failures,
+            **self.extra,
         }
 
 
@@ -207,35 +210,51 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [our / their for our, their in zip(ours, theirs, strict=True)]
 
 
-def run(benchmark: str, parts: Callable[[Scale], Sequence[Part]], arguments: Sequence[str] | None = None) -> int:
+def run(
+    benchmark: str,
+    parts: Callable[[Scale], Sequence[Part]],
+    arguments: Sequence[str] | None = None,
+    *,
+    options: argparse.ArgumentParser | None = None,
+    finish: Callable[[Report], None] = lambda _: None,
+) -> int:
     """Measure and print; the body of each benchmark's program.
+
+    Args:
+        benchmark: Its name.
+        parts: What it measures.
+        arguments: Of the command line; the program's own, unless given.
+        options: Further options of this benchmark, which it has read itself; here they are only explained.
+        finish: Gets the report when everything is measured, before it is printed.
 
     Returns:
         0 when every figure could be measured, whatever it is; else 1.
     """
-    parser = _parser(benchmark)
-    options = parser.parse_args(arguments)
-    report = Report(benchmark, Scale(options.quick))
+    parser = _parser(benchmark, options)
+    options_given = parser.parse_args(arguments)
+    report = Report(benchmark, Scale(options_given.quick))
     every = parts(report.scale)
-    unknown = set(options.only or ()) - {name for part in every for name in part.measures}
+    unknown = set(options_given.only or ()) - {name for part in every for name in part.measures}
     if unknown:
         parser.error(f"there is no figure {', '.join(sorted(unknown))}")
-    chosen = [part for part in every if not options.only or set(options.only) & set(part.measures)]
+    chosen = [part for part in every if not options_given.only or set(options_given.only) & set(part.measures)]
     # Let go of servers and workers on the way out, as on an interrupt.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         _measure_all(chosen, report)
     finally:
         signal.signal(signal.SIGTERM, before)
-    if options.json:
+    finish(report)
+    if options_given.json:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
         _print_table(report)
     return 1 if report.failures else 0
 
 
-def _parser(benchmark: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
+def _parser(benchmark: str, more: argparse.ArgumentParser | None) -> argparse.ArgumentParser:
+    parents = [] if more is None else [more]
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}", parents=parents)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes: done in 50 s")
     parser.add_argument("--only", action="append", metavar="NAME", help="measure this figure (repeat for more)")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 __all__ = ["Child", "CpuClock", "children_of", "remember", "run_to_json"]
@@ -68,12 +68,14 @@ class CpuClock:
 class Child:
     """A program of ours in a process group of its own; the whole group is gone when its context ends."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start `python ARGUMENTS` in the folder of the project, its output in a file."""
+    def __init__(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, program: Sequence[str] = (sys.executable,)
+    ) -> None:
+        """Start `python ARGUMENTS`, or another program, in the folder of the project, its output in a file."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self.process = remember(
             subprocess.Popen(
-                [sys.executable, *arguments],
+                [*program, *arguments],
                 cwd=TREE,
                 env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
                 stdin=subprocess.DEVNULL,
@@ -153,9 +155,14 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def run_to_json(*arguments: str, environment: Mapping[str, str] | None = None, wait_s: float = 600) -> Any:
-    """Run a program of ours to its end and return the JSON of its last line."""
-    with Child(*arguments, environment=environment) as child:
+def run_to_json(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = (sys.executable,),
+    wait_s: float = 600,
+) -> Any:
+    """Run a program to its end and return the JSON of its last line."""
+    with Child(*arguments, environment=environment, program=program) as child:
         until = time.monotonic() + wait_s
         while child.is_alive and time.monotonic() < until:
             time.sleep(0.01)

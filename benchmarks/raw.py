@@ -22,7 +22,7 @@ from benchmarks import tally
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ARGUMENT", "GROUP", "STREAM", "enqueue_one", "enqueue_pipelines", "fill", "make_group"]
+__all__ = ["ARGUMENT", "GROUP", "STREAM", "ack", "enqueue_one", "enqueue_pipelines", "fill", "make_group", "read"]
 
 STREAM, GROUP, CONSUMER = "raw", "g", "c"
 BATCH = 100
@@ -75,12 +75,12 @@ async def drain(client: redis.asyncio.Redis) -> None:
         done()
 
     while True:
-        reply = await _read(client, BATCH, block_ms=1000)
+        reply = await read(client, BATCH, block_ms=1000)
         if not reply:
             continue
         for _, fields in reply:
             await body(fields[b"d"])
-        await _ack(client, [entry for entry, _ in reply])
+        await ack(client, [entry for entry, _ in reply])
 
 
 async def tasks(client: redis.asyncio.Redis, concurrency: int) -> None:
@@ -103,10 +103,10 @@ async def tasks(client: redis.asyncio.Redis, concurrency: int) -> None:
         if ended:
             acked = ended.copy()
             ended.clear()
-            await _ack(client, acked)
+            await ack(client, acked)
         free = concurrency - running
         # With jobs running the loop may not block: their acks would wait.
-        reply = await _read(client, free, block_ms=None if running else 1000) if free else []
+        reply = await read(client, free, block_ms=None if running else 1000) if free else []
         for entry, _ in reply:
             running += 1
             task = asyncio.create_task(body(entry))
@@ -121,12 +121,13 @@ async def latency(client: redis.asyncio.Redis) -> None:
     """Block for one job after another; note how long ago each was sent, in ns."""
     keep = tally.recorder_of_values()
     while True:
-        for entry, fields in await _read(client, BATCH, block_ms=1000):
+        for entry, fields in await read(client, BATCH, block_ms=1000):
             keep(time.monotonic_ns() - int(fields[b"d"].split()[0]))
-            await _ack(client, [entry])
+            await ack(client, [entry])
 
 
-async def _read(client: redis.asyncio.Redis, count: int, *, block_ms: int | None) -> Sequence[Any]:
+async def read(client: redis.asyncio.Redis, count: int, *, block_ms: int | None) -> Sequence[Any]:
+    """Return what is new for this consumer: pairs of entry id and fields."""
     reply = await client.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=count, block=block_ms)
     if not reply:
         return []
@@ -135,7 +136,8 @@ async def _read(client: redis.asyncio.Redis, count: int, *, block_ms: int | None
     return entries
 
 
-async def _ack(client: redis.asyncio.Redis, entries: Sequence[bytes]) -> None:
+async def ack(client: redis.asyncio.Redis, entries: Sequence[bytes]) -> None:
+    """Acknowledge and delete entries in one pipeline."""
     async with client.pipeline(transaction=False) as pipeline:
         pipeline.xack(STREAM, GROUP, *entries)
         pipeline.xdel(STREAM, *entries)

@@ -1,0 +1,75 @@
+"""streamq beside other systems: that each is what the table says, and that a run says what could not be measured."""
+
+import ast
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks import crash, peers
+from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems.environments import NotToBeHad, make
+
+FOLDER = Path(peers.__file__).parent / "systems"
+OWN = ["raw", "streamq"]
+
+
+def file_of(system: System) -> Path:
+    """Return the adapter of a system."""
+    name = system.module or system.name.replace("-", "_")
+    return FOLDER / (name if system.is_node else f"{name}.py")
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=list(SYSTEMS))
+def test_each_system_has_an_adapter_with_both_sides(system):
+    """A name that is missing would only be found when the system is measured."""
+    source = file_of(system).read_text()
+    if system.is_node:
+        assert "async function fill" in source
+        return
+    tree = ast.parse(source)
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert {"open", "one", "work"} <= defined | imported
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=list(SYSTEMS))
+def test_each_system_is_pinned_and_says_what_it_promises(system):
+    """A figure without its version and its promise says nothing."""
+    assert all("==" in requirement or "@" in requirement for requirement in system.requirements)
+    assert system.ack
+    assert system.result
+    assert system.left
+
+
+@pytest.mark.slow
+def test_a_system_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
+    """The others are measured all the same."""
+    monkeypatch.setattr("benchmarks.systems.environments.HOME", tmp_path)
+    with pytest.raises(NotToBeHad, match="nonsense: .*no-such-folder"):
+        make(System("nonsense", (str(tmp_path / "no-such-folder"),)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_two_systems_are_measured_in_the_same_rounds(capsys):
+    """The document has each figure, its ratio to the limit, and what each system promises."""
+    sizes = ["--quick", "--json", "--systems", *OWN, "--scenarios", "drain_noop", "enqueue_many"]
+    assert peers.main(sizes) == 0
+    document = json.loads(capsys.readouterr().out)
+    results = {result["name"]: result for result in document["results"]}
+    assert set(document["promises"]) == set(OWN)
+    assert results["drain_noop.raw"]["detail"]["ratio_to_raw"] == 1
+    assert results["drain_vs_raw"]["unit"] == "x raw"
+    assert results["enqueue_many.streamq"]["value"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_killed_worker_costs_seconds_and_no_job():
+    """The scenario counts what was lost and what ran twice; for streamq that is nothing."""
+    system = SYSTEMS["streamq"]
+    make(system)
+    found = crash.measure(partial(peers.worker, system), partial(peers.produce, system), 8, "default", 30)
+    assert (found.jobs, found.restarted, found.doubled) == (8, 8, 0)
