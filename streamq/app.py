@@ -203,6 +203,7 @@ class StreamQ:
                 max_depth=settings.max_depth,
                 max_payload_bytes=settings.max_payload_bytes,
                 allow_eviction=settings.allow_eviction,
+                mongodb=(settings.mongodb_url, settings.mongodb_database) if settings.history else ("", ""),
             )
             self._clients[loop] = client
         return client

@@ -45,6 +45,8 @@ class Options:
     occurrence: str | None = None
     replicas: int = 0
     """Wait until that many replicas have the job."""
+    ledger: bool = False
+    """Write the job to a majority of MongoDB's servers first: should Redis lose it, it is enqueued again."""
 
 
 NO_OPTIONS = Options()

@@ -40,6 +40,7 @@ from streamq.keys import Keys
 from streamq.options import NO_OPTIONS, Options, checked_digit, checked_text, due_of, envelope_fields
 
 if TYPE_CHECKING:
+    from streamq.ledger import Notary
     from streamq.registry import HandlerSpec
 
 __all__ = ["Client", "Draft", "Job", "Options", "SyncBridge", "new_job_id"]
@@ -132,6 +133,7 @@ class Draft(NewJob):
     handler: str = ""
     queue: str = ""
     replicas: int = 0
+    ledger: bool = False
 
     def as_job(self, result: str, client: Client) -> Job:
         """Say what became of it, from its result in `Added`."""
@@ -171,7 +173,7 @@ def draft(
     if rule is not None:
         item.dedup, item.scope, item.delay_ms = rest["g"], rule.word, rule.wait_ms
     if options is not NO_OPTIONS:
-        item.replicas = options.replicas
+        item.replicas, item.ledger = options.replicas, options.ledger
         _set_due(item, rule, options)
     return item
 
@@ -345,7 +347,10 @@ class Client:
     max_payload_bytes: int = 262_144
     allow_eviction: bool = False
     give_up_s: float = 30.0
+    mongodb: tuple[str, str] = ("", "")
+    """URL and database, for jobs of the ledger."""
     _broker: Broker | None = None
+    _notary: Notary | None = None
     _producers: dict[str, Producer] = field(default_factory=dict)
     _name: str = field(default_factory=lambda: f"{os.getpid():x}-{secrets.token_hex(6)}")
 
@@ -372,7 +377,7 @@ class Client:
     async def send(self, item: Draft) -> Job:
         """Enqueue one job."""
         producer = self.producer(item.queue)
-        result = await producer.one(item)
+        result = (await self._add(producer, [item])).results[0] if item.ledger else await producer.one(item)
         if item.replicas:
             await producer.confirm(item.replicas)
         return item.as_job(result, self)
@@ -401,11 +406,21 @@ class Client:
             by_queue.setdefault(item.queue, []).append(item)
         results: dict[str, str] = {}
         for queue, items in by_queue.items():
-            added = await self.producer(queue).many(items)
+            added = await self._add(self.producer(queue), items)
             if len(by_queue) == 1:
                 return [item.as_job(result, self) for item, result in zip(items, added.results, strict=True)]
             results |= {item.id: result for item, result in zip(items, added.results, strict=True)}
         return [item.as_job(results[item.id], self) for item in chunk]
+
+    async def _add(self, producer: Producer, items: Sequence[Draft]) -> Added:
+        """Add jobs in one call, those of the ledger only after they were written down."""
+        if not any(item.ledger for item in items):
+            return await producer.many(items)
+        if self._notary is None:
+            from streamq.ledger import Notary  # here, so that whoever needs no MongoDB does not import its client
+
+            self._notary = Notary(*self.mongodb)
+        return await self._notary.enqueue(items, producer.many)
 
     async def result(self, queue: str, job_id: str, timeout: timedelta) -> Any:
         """Wait for the kept result of a job; see `Job.result`."""
@@ -441,6 +456,8 @@ class Client:
         for producer in self._producers.values():
             await producer.close()
         self._producers.clear()
+        if self._notary is not None:
+            await self._notary.close()
         if self._broker is not None:
             await self._broker.close()
 

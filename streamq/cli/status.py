@@ -14,6 +14,7 @@ from streamq.errors import ConfigurationError, StreamQError, Unavailable
 if TYPE_CHECKING:
     from streamq.cli.output import Output
     from streamq.cli.servers import Redis
+    from streamq.recorder import Finding
     from streamq.settings import Settings
 
 __all__ = ["doctor", "status"]
@@ -21,6 +22,8 @@ __all__ = ["doctor", "status"]
 LATE_S = 60.0
 """A job that has waited this long without a worker being free is worth a word."""
 SKEW_LIMIT_MS = 2_000
+OUTBOX_ALARM, OUTBOX_WARNING = 0.8, 0.5
+"""Shares of `outbox_max`; what does not fit any more is dropped, oldest first."""
 
 _COLUMNS = ["queue", "waiting", "running", "scheduled", "dead", "oldest_wait_s", "workers", "verdict"]
 
@@ -66,6 +69,8 @@ def _verdict(queue: dict[str, Any]) -> str:
         return "paused" + (f": {queue['pause_reason']}" if queue["pause_reason"] else "")
     if queue["workers"] == 0:
         return "no workers"
+    if queue.get("outbox_share", 0) > OUTBOX_ALARM:
+        return "outbox nearly full: the history will have gaps"
     return "falling behind" if queue["oldest_wait_s"] > LATE_S else "ok"
 
 
@@ -93,20 +98,22 @@ class _Finding(NamedTuple):
 
 
 @click.command()
-@setting_options("app", "queues", "dead_after_ms", "history", "mongodb_database", "outbox_max", short=False)
+@setting_options("app", "queues", "dead_after_ms", "lease_ms", "history", "mongodb_database", "outbox_max", short=False)
+@click.option("--repair", is_flag=True, help="Put right what can be: see docs/status.md for each repair.")
 @output_options
-def doctor(settings: Settings, out: Output) -> int:
+def doctor(settings: Settings, out: Output, *, repair: bool) -> int:
     """Check the servers and what runs on them, and say what to do.
 
+    Compares MongoDB with Redis: jobs that are lost, stuck or nowhere, dedup keys and names of workers that belong to nobody.
     Exit 1 if anything is a FAIL.
     """
-    findings = asyncio.run(_examined(settings))
+    findings = asyncio.run(_examined(settings, repair=repair))
     items = [finding._asdict() for finding in findings]
     out.rows(items, ["verdict", "check", "found", "remedy"], id_of="check")
     return 1 if any(finding.verdict == "FAIL" for finding in findings) else 0
 
 
-async def _examined(settings: Settings) -> list[_Finding]:
+async def _examined(settings: Settings, *, repair: bool) -> list[_Finding]:
     findings = [_Finding("WARN", "settings", warning, "correct or remove it") for warning in settings.warnings]
     examined, settings = await _examined_redis(settings)
     findings += examined
@@ -114,7 +121,39 @@ async def _examined(settings: Settings) -> list[_Finding]:
         return findings
     mongodb = await _mongodb(settings)
     verdict: Literal["OK", "FAIL"] = "FAIL" if mongodb["error"] else "OK"
-    return [*findings, _Finding(verdict, "mongodb", mongodb["error"] or mongodb["where"], mongodb["hint"])]
+    findings.append(_Finding(verdict, "mongodb", mongodb["error"] or mongodb["where"], mongodb["hint"]))
+    if any(finding.verdict == "FAIL" for finding in findings):
+        return findings
+    return findings + await _compared(settings, repair=repair)
+
+
+async def _compared(settings: Settings, *, repair: bool) -> list[_Finding]:
+    """Compare both servers, when both are there."""
+    from streamq.cli.reconcile import reconciled, schema_changes
+
+    findings: list[_Finding] = []
+    if changes := await schema_changes(settings):
+        findings.append(_Finding("WARN", "schema", f"{changes} changes are to do", "streamq migrate shows them"))
+    for queue in settings.queues:
+        try:
+            found = await reconciled(settings, queue, repair=repair)
+        except StreamQError as error:
+            return [*findings, _Finding("FAIL", f"jobs {queue}", str(error).replace("\n", "; "), error.hint)]
+        findings += [_of_reconciler(queue, each) for each in found]
+        if not found:
+            findings.append(_Finding("OK", f"jobs {queue}", "MongoDB and Redis agree"))
+    return findings
+
+
+def _of_reconciler(queue: str, found: Finding) -> _Finding:
+    from streamq.recorder import KINDS
+
+    examples = ", ".join(found.names[:3]) + (", ..." if len(found.names) > 3 else "")
+    told = f"{len(found.names)} {KINDS[found.kind]}: {examples}"
+    if found.repaired:
+        return _Finding("OK", f"{found.kind} {queue}", f"repaired: {told}")
+    remedy = "start or restart workers" if found.kind == "overdue" else "streamq doctor --repair"
+    return _Finding("WARN", f"{found.kind} {queue}", told, remedy)
 
 
 async def _examined_redis(settings: Settings) -> tuple[list[_Finding], Settings]:
@@ -143,12 +182,13 @@ async def _examined_queues(found: Redis, settings: Settings) -> list[_Finding]:
             findings.append(_skew(skew_ms))
         verdict = _verdict(described_queue(queue.name, counts, settings))
         remedy = {"no workers": "start one: streamq worker"}.get(verdict, "streamq queues ls shows more")
-        level: Literal["OK", "WARN"] = "OK" if verdict == "ok" else "WARN"
+        level: Literal["OK", "WARN", "FAIL"] = "OK" if verdict == "ok" else "WARN"
         findings.append(_Finding(level, f"queue {queue.name}", verdict, "" if level == "OK" else remedy))
-        if settings.history and counts.outbox > settings.outbox_max // 2:
-            findings.append(
-                _Finding("WARN", f"outbox {queue.name}", f"{counts.outbox} entries wait", "start one: streamq recorder")
-            )
+        share = counts.outbox / settings.outbox_max
+        if settings.history and share > OUTBOX_WARNING:
+            level = "FAIL" if share > OUTBOX_ALARM else "WARN"
+            told = f"{counts.outbox} of at most {settings.outbox_max} entries wait"
+            findings.append(_Finding(level, f"outbox {queue.name}", told, "start one: streamq recorder"))
     return findings
 
 

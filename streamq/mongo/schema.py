@@ -40,8 +40,9 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
         IndexModel([("expires_at", 1)], name="expiry", expireAfterSeconds=0),
     ),
     "quarantine": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
+    "ledger": (IndexModel([("queue", 1), ("_id", 1)], name="by_queue"),),
 }
-"""Each serves a query of `history`; writing a status costs an entry in every one of them."""
+"""Each serves a query of `history` or of the reconciler; writing a status costs an entry in every one of them."""
 
 _WHOLE = {"bsonType": ["int", "long"]}
 _TEXT = {"bsonType": "string"}

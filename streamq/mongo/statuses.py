@@ -25,6 +25,7 @@ from streamq.mongo.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
 __all__ = ["ATTEMPTS_KEPT", "SEEN_STATES", "StatusWrite", "Statuses", "Written"]
 
@@ -36,6 +37,8 @@ _QUARANTINED_BYTES = 1_000_000
 
 # Without it the planner tries out other indexes for each single update, at ten times the cost.
 _BY_ID = "_id_"
+
+_LONG = ("attempts", "error", "result")
 
 # What may be left of an earlier status and is no longer true.
 _CLEARED_BY_RECORDED = ("due_at", "error", "expires_at", "finished_at", "result", "result_error", "run_ms")
@@ -78,6 +81,7 @@ class Statuses:
         self._mongo = mongo
         self._jobs = mongo.collection("job_status")
         self._quarantine = mongo.collection("quarantine")
+        self._rounds = mongo.collection("reconciler")
         self._log = logging.getLogger(__name__)
 
     async def prepare(self) -> None:
@@ -136,6 +140,40 @@ class Statuses:
             cursor = self._jobs.find(query, dict.fromkeys(without, 0) or None, limit=limit)
             found = await (cursor.sort(list(sort)) if sort else cursor).to_list()
         return [plain(document) for document in found]
+
+    async def live(
+        self, queue: str, state: str, *, after: tuple[datetime, str] | None, before: datetime, limit: int
+    ) -> list[Document]:
+        """List jobs of a queue that are to end, oldest first, behind one of them; only what tells them apart.
+
+        Args:
+            queue: Whose jobs.
+            state: One that is not terminal.
+            after: Enqueue time and id of the last one already known.
+            before: Only what was enqueued before.
+            limit: The most.
+        """
+        span: Document = {"$lt": before}
+        query: Document = {"queue": queue, "state": state, "enqueued_at": span}
+        if after is not None:
+            span["$gte"] = after[0]
+            query["$or"] = [{"enqueued_at": {"$gt": after[0]}}, {"enqueued_at": after[0], "_id": {"$gt": after[1]}}]
+        return await self.find(query, sort=(("enqueued_at", 1), ("_id", 1)), limit=limit, without=_LONG)
+
+    async def of(self, job_ids: Sequence[str]) -> dict[str, Document]:
+        """Return the statuses of these jobs, without what may be long in them."""
+        found = await self.find({"_id": {"$in": list(job_ids)}}, without=_LONG)
+        return {document["_id"]: document for document in found}
+
+    async def note_round(self, queue: str, findings: Mapping[str, int]) -> None:
+        """Keep what the reconciler found last in a queue, by kind."""
+        with self._mongo.translated():
+            await self._rounds.replace_one({"_id": queue}, {"at": utc_now(), "findings": dict(findings)}, upsert=True)
+
+    async def rounds(self, *, limit_s: float) -> list[Document]:
+        """Return what the reconciler found last, one document for each queue (`_id`)."""
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            return await self._rounds.find().to_list()
 
     async def count(self, query: Document, *, limit_s: float) -> int:
         """Count status documents."""

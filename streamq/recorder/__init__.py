@@ -4,6 +4,7 @@ It is the only way from the queue to the history, and nothing waits for it. Any 
 goes to one of them, and an entry that two of them write is written once.
 """
 
+from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.role import Recorder, main, run
 
-__all__ = ["Recorder", "main", "run"]
+__all__ = ["KINDS", "Finding", "Mode", "Reconciler", "Recorder", "main", "run"]

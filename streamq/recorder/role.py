@@ -17,11 +17,12 @@ from streamq.broker.inspection import Inspection
 from streamq.broker.outbox import Lag, Outbox, OutboxEntry
 from streamq.broker.server import Broker
 from streamq.broker.wire import ServerRefused
-from streamq.errors import ConfigurationError, StreamQError, Unavailable
+from streamq.errors import ConfigurationError, QueueFull, StreamQError, Unavailable
 from streamq.keys import Keys
-from streamq.mongo import Mongo, Statuses, StatusWrite
+from streamq.mongo import Ledger, Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
 from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
+from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.seen import Seen
 from streamq.settings import Settings
 
@@ -32,6 +33,9 @@ __all__ = ["Recorder", "main", "run"]
 
 BLOCK_MS = 500
 LOOK_EVERY_S = 1.0
+RECONCILE_EVERY_S = 60.0
+RECHECK_S = 5.0
+"""When a round found something missing, the next one comes sooner."""
 TAKE_OVER_EVERY_S = 5.0
 TAKE_OVER_IDLE_MS = 10_000
 """A batch that takes longer is written by another recorder as well, which does no harm."""
@@ -80,8 +84,8 @@ class Recorder:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._until(stop, self._record, rest_s=0))
-                tasks.create_task(self._until(stop, self._look, rest_s=LOOK_EVERY_S))
+                tasks.create_task(_until(stop, self._record, self._queue, rest_s=lambda: 0))
+                tasks.create_task(_until(stop, self._look, self._queue, rest_s=lambda: LOOK_EVERY_S))
             with contextlib.suppress(StreamQError):
                 await self._side.leave()
         finally:
@@ -91,24 +95,6 @@ class Recorder:
         """Close the connections to Redis."""
         for wire in self._wires:
             await wire.close()
-
-    async def _until(
-        self, stop: asyncio.Event, step: Callable[[asyncio.Event], Awaitable[None]], *, rest_s: float
-    ) -> None:
-        """Repeat a step, and rest longer and longer while a server is away."""
-        failures = 0
-        while not stop.is_set():
-            try:
-                await step(stop)
-            except (Unavailable, ServerRefused) as error:
-                failures += 1
-                _say_unavailable(self._queue, error, failures)
-                await _rest(stop, _backoff_s(failures))
-            else:
-                if failures:
-                    logs.event(_log, logging.INFO, "recorder.recovered", queue=self._queue, failures=failures)
-                failures = 0
-                await _rest(stop, rest_s)
 
     async def _record(self, stop: asyncio.Event) -> None:
         """Move one batch from the outbox to MongoDB."""
@@ -198,6 +184,41 @@ class Recorder:
             )  # fmt: skip
 
 
+class Reconciliation:
+    """Reconciles one partition every minute, unless another recorder does."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        self._told: dict[str, int] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Go on until told to stop; servers may come and go."""
+        try:
+            await _until(stop, self._round, self._reconciler.queue, rest_s=self._rest_s)
+        finally:
+            await self._reconciler.close()
+
+    def _rest_s(self) -> float:
+        return RECHECK_S if self._reconciler.is_suspicious else RECONCILE_EVERY_S
+
+    async def _round(self, _: asyncio.Event) -> None:
+        if await self._reconciler.leads(int(RECONCILE_EVERY_S * 1500)):
+            self._tell(await self._reconciler.round(Mode.MEND))
+
+    def _tell(self, findings: list[Finding]) -> None:
+        """Log what is new; what was found before and is still so is on the status page."""
+        told = {finding.kind: len(finding.names) for finding in findings}
+        for finding in findings:
+            if finding.repaired or told[finding.kind] != self._told.get(finding.kind):
+                text = f"{self._reconciler.queue}: {len(finding.names)} {KINDS[finding.kind]}"
+                level = logging.INFO if finding.repaired else logging.WARNING
+                logs.event(
+                    _log, level, f"reconciler.{finding.kind}", text, queue=self._reconciler.queue,
+                    count=len(finding.names), examples=finding.names[:5], repaired=finding.repaired,
+                )  # fmt: skip
+        self._told = told
+
+
 async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None) -> None:
     """Record all queues of the settings until told to stop.
 
@@ -219,17 +240,20 @@ async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[],
             await _persist(step, stop)
         if not stop.is_set():
             on_ready()
-            await _record_all(settings, broker, statuses, stop)
+            await _record_all(settings, broker, mongo, stop)
     finally:
         await mongo.close()
 
 
-async def _record_all(settings: Settings, broker: Broker, statuses: Statuses, stop: asyncio.Event) -> None:
+async def _record_all(settings: Settings, broker: Broker, mongo: Mongo, stop: asyncio.Event) -> None:
+    statuses, ledger = Statuses(mongo), Ledger(mongo)
     try:
         async with asyncio.TaskGroup() as tasks:
             for queue in settings.queues:
                 recorder = Recorder(broker, statuses, Keys(queue), settings)
                 tasks.create_task(recorder.run(stop))
+                reconciler = Reconciler(broker.partition(queue), statuses, ledger, settings)
+                tasks.create_task(Reconciliation(reconciler).run(stop))
     except* ConfigurationError as group:
         raise _first(group) from None
 
@@ -278,6 +302,25 @@ async def _process(settings: Settings) -> None:
         orphaned.cancel()
         link.bye()
         link.close()
+
+
+async def _until(
+    stop: asyncio.Event, step: Callable[[asyncio.Event], Awaitable[None]], queue: str, *, rest_s: Callable[[], float]
+) -> None:
+    """Repeat a step, and rest longer and longer while a server is away."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            await step(stop)
+        except (QueueFull, Unavailable, ServerRefused) as error:  # full: the ledger waits until there is room
+            failures += 1
+            _say_unavailable(queue, error, failures)
+            await _rest(stop, _backoff_s(failures))
+        else:
+            if failures:
+                logs.event(_log, logging.INFO, "recorder.recovered", queue=queue, failures=failures)
+            failures = 0
+            await _rest(stop, rest_s())
 
 
 async def _stop_with(gone: asyncio.Event, stop: asyncio.Event) -> None:

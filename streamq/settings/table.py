@@ -94,11 +94,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0
     slow_share: Annotated[float, _about("share of the slots that slow jobs may hold", ge=0, le=1)] = 0.5
     outbox_max: Annotated[int, _about("most entries of the outbox", ge=1)] = 200_000
-    keep_completed_ms: Annotated[int, _about("how long MongoDB keeps the status of a completed job", ge=1_000)] = (
+    keep_completed_ms: Annotated[int, _about("how long MongoDB keeps the status of a completed job", ge=600_000)] = (
         86_400_000
     )
-    keep_cancelled_ms: Annotated[int, _about("the same of a cancelled or expired job", ge=1_000)] = 7 * 86_400_000
-    keep_dead_ms: Annotated[int, _about("the same of a dead job", ge=1_000)] = 30 * 86_400_000
+    keep_cancelled_ms: Annotated[int, _about("the same of a cancelled or expired job", ge=600_000)] = 7 * 86_400_000
+    keep_dead_ms: Annotated[int, _about("the same of a dead job", ge=600_000)] = 30 * 86_400_000
     allow_eviction: Annotated[bool, _about("start although Redis may evict keys")] = False
     api_host: Annotated[str, _about("address that the API listens on", flag="--host", min_length=1)] = "127.0.0.1"
     api_port: Annotated[int, _about("port that the API listens on", flag="--port", ge=0, le=65_535)] = 8080

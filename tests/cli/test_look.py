@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from streamq.broker.inspection import Counts, WorkerSeen
+from streamq.broker.server import Broker
 from streamq.cli.jobs import _grouped
 from streamq.cli.queues import described_queue, described_worker
 from streamq.cli.status import _skew, _verdict
-from streamq.settings import Settings
+from streamq.clock import from_ms
+from streamq.keys import Keys
+from streamq.mongo import Mongo, Statuses, StatusWrite
+from streamq.settings import Settings, load
 
 
 def counts(**changes) -> Counts:
@@ -169,6 +174,67 @@ def test_the_doctor_says_what_to_do(command, monkeypatch):
     assert findings["redis"][0] == findings["mongodb"][0] == findings["clock"][0] == "OK"
     assert findings["queue default"] == ["WARN", "queue default", "no workers", "start one: streamq worker"]
     assert findings["settings"][0] == "WARN"
+
+
+def test_the_doctor_compares_both_servers_and_repairs_when_told(command):
+    """Looks twice before it judges, and writes nothing unless asked to."""
+    assert command("migrate", "--apply").code == 0
+    rows = {row[1]: row for row in command("doctor").rows}
+    assert rows["jobs default"] == ["OK", "jobs default", "MongoDB and Redis agree", ""]
+
+    asyncio.run(_lose_a_job())
+    told = command("doctor")
+    rows = {row[1]: row for row in told.rows}
+    assert told.code == 0
+    assert rows["lost default"][0] == "WARN"
+    assert rows["lost default"][2].endswith("Redis does not know them: j1")
+    assert rows["lost default"][3] == "streamq doctor --repair"
+    assert rows["orphaned default"][2].startswith("1 in the index of Redis and nowhere else: j2")
+
+    rows = {row[1]: row for row in command("doctor", "--repair").rows}
+    assert rows["lost default"][0] == rows["orphaned default"][0] == "OK"
+    assert rows["lost default"][2].startswith("repaired: 1 ")
+    assert "jobs default" in {row[1]: row for row in command("doctor").rows}
+
+
+async def _lose_a_job():
+    """Write what is left in both servers when somebody deletes a job by hand."""
+    settings = load({})
+    mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
+    fields = {"queue": "default", "state": "queued", "attempt": 1, "enqueued_at": from_ms(1_000)}
+    await Statuses(mongo).write([StatusWrite("j1", 1, True, fields, [])])
+    await mongo.close()
+    wire = Broker(settings.redis_url).wire()
+    await wire.call("HSET", Keys("default").index, "j2", "z")
+    await wire.close()
+
+
+def test_the_doctor_says_when_mongodb_is_not_as_this_version_wants_it(command):
+    """It is found before it hurts."""
+    rows = {row[1]: row for row in command("doctor").rows}
+    assert rows["schema"][0] == "WARN"
+    assert rows["schema"][3] == "streamq migrate shows them"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.4, None), (0.6, "WARN"), (0.9, "FAIL")])
+def test_an_outbox_that_fills_up_is_an_alarm_before_anything_is_dropped(command, monkeypatch, share, verdict):
+    """In the status and at the doctor's."""
+    asyncio.run(_fill_the_outbox(int(100 * share)))
+    monkeypatch.setenv("STREAMQ_OUTBOX_MAX", "100")
+    told = command("doctor", "--no-history") if verdict is None else command("doctor")
+    rows = {row[1]: row for row in told.rows}
+    assert rows.get("outbox default", [None])[0] == verdict
+    assert told.code == (1 if verdict == "FAIL" else 0)
+    assert _verdict({"state": "running", "workers": 1, "outbox_share": share, "oldest_wait_s": 0}) == (
+        "outbox nearly full: the history will have gaps" if verdict == "FAIL" else "ok"
+    )
+    assert json.loads(command("queues", "ls", "--json").out)["items"][0]["outbox_share"] == share
+
+
+async def _fill_the_outbox(entries):
+    wire = Broker(load({}).redis_url).wire()
+    await wire.pipeline([("XADD", Keys("default").outbox, "*", "w", "w1")] * entries)
+    await wire.close()
 
 
 def test_the_doctor_fails_for_servers_that_are_not_there(bare_programs):

@@ -12,6 +12,7 @@ from streamq.broker.fanout import FanOuts
 from streamq.broker.inspection import Inspection
 from streamq.broker.orders import Orders
 from streamq.broker.partition import NewJob, Partition, Report
+from streamq.broker.repairs import Repairs
 from streamq.job import Delivery
 from streamq.keys import LANES, Keys
 from streamq.scripts import load
@@ -45,12 +46,14 @@ CALLS = {
     "lead": lambda p: FanOuts(p).lead("hourly", "me", 1000),
     "leave": lambda p: p.leave("w1"),
     "locate": lambda p: Inspection(p.wire, p.keys).locate_many(["a", "b"]),
+    "mend": lambda p: Repairs(p, "me").mend([b"a", b"b"], repair=True),
     "register": lambda p: p.register("w1"),
     "release": lambda p: p.release("w1", [DELIVERY, DELIVERY]),
     "renew": lambda p: p.renew("w1"),
     "replay": lambda p: Orders(p.wire, p.keys).replay("1-1", "a", ENVELOPE, "normal"),
     "strays": lambda p: p.strays("w1", [b"21-1", b"21-2"]),
     "sweep": lambda p: p.sweep(2, lease_ms=1, cursor=b"0-0"),
+    "tidy": lambda p: Repairs(p, "me").tidy(idle_ms=1, repair=True),
     "view": lambda p: Inspection(p.wire, p.keys).counts(),
 }
 """Each script, and a call of the method that runs it."""
@@ -74,6 +77,8 @@ class DeafWire:
         """Answer what a script's caller asks first: here is a delayed job."""
         if command[0] == "TIME":
             return [b"1", b"0"]
+        if command[0] == "SCAN":
+            return [b"0", ["{sq:q:0}:dedup:k"]]
         return b"z" if command[1].endswith(":index") else b"2|0|" + ENVELOPE
 
     async def script(self, script, keys, args):
