@@ -13,21 +13,34 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import itertools
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from streamq.dedup import Dedup
-from streamq.errors import ConfigurationError
+from streamq.errors import BadArguments, ConfigurationError, JobRejected, UnknownHandler
 from streamq.options import Options
-from streamq.queue import Client, Draft, Job, SyncBridge, draft
+from streamq.queue import BATCH, Client, Draft, Items, Job, SyncBridge, draft
 from streamq.registry import HandlerSpec, Isolation, Priority, Registry
 from streamq.settings import Settings, load
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from streamq.broker.inspection import Explanation
     from streamq.context import JobContext
     from streamq.retry import RetryPolicy
 
@@ -94,6 +107,20 @@ _CRON_OPTIONS = {field.name for field in dataclasses.fields(CronEntry)} - {
 }  # fmt: skip
 
 
+def _as_dedup(given: str | Sequence[str] | Dedup | None) -> Dedup | None:
+    """Read the names of arguments as a rule, the plain one."""
+    if isinstance(given, Dedup):
+        return given
+    if not given:
+        return None
+    return Dedup.until_done(*((given,) if isinstance(given, str) else given))
+
+
+def _elsewhere(*_args: Any, **_kwargs: Any) -> None:
+    """Stand for the function of a handler whose code is not here."""
+    raise UnknownHandler("the code of this handler is not here: it can be enqueued, not called")
+
+
 class Handler(Generic[P, R]):
     """A function that runs as a job. Called directly, it is still the function."""
 
@@ -141,23 +168,68 @@ class Handler(Generic[P, R]):
     async def enqueue_many(self, calls: Iterable[Any] | AsyncIterable[Any]) -> list[Job]:
         """Enqueue any number of jobs, streamed in batches; one result per job, in order.
 
+        A job that cannot be enqueued has the status "refused" and says why in `error`; the others go on. With
+        `replicas=`, a job that too few of them have is enqueued and carries `NotConfirmed` as its `error`.
+
         Args:
             calls: Each the arguments of one job: a tuple of positional ones, a dict of named ones, or one value that
                 is the only argument.
 
         Raises:
-            JobRejected: One of the jobs cannot be enqueued. Those before it in earlier batches are.
+            BrokerUnavailable: Redis did not answer in time. Earlier batches are enqueued, and of the last one it is
+                unknown; `enqueue_stream` tells how far it came.
         """
-        if isinstance(calls, AsyncIterable):
-            return await self._app.client.send_many(self._draft_call(call) async for call in calls)
-        return await self._app.client.send_many(self._draft_call(call) for call in calls)
+        return await self._app.client.send_many(self._drafts(calls))
 
-    def _draft_call(self, call: Any) -> Draft:
-        if isinstance(call, tuple):
-            return self._draft(call, {}, self._options)
-        if isinstance(call, dict):
-            return self._draft((), call, self._options)
-        return self._draft((call,), {}, self._options)
+    def enqueue_stream(self, calls: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Job]:
+        """Do as `enqueue_many`, and give each result as it comes: for more jobs than one wants to hold in memory.
+
+        `async for job in handler.enqueue_stream(calls): ...`; jobs are sent as results are asked for.
+        """
+        return self._app.client.stream(self._drafts(calls))
+
+    def enqueue_many_sync(self, calls: Iterable[Any]) -> list[Job]:
+        """Do as `enqueue_many`, in code without an event loop."""
+        return list(self.enqueue_stream_sync(calls))
+
+    def enqueue_stream_sync(self, calls: Iterable[Any]) -> Iterator[Job]:
+        """Do as `enqueue_stream`, in code without an event loop. `calls` is read in the thread that asks."""
+        under_way: Future[list[Job]] | None = None
+        drafts = map(self._draft_or_refusal, calls)
+        while chunk := list(itertools.islice(drafts, BATCH)):
+            done = under_way.result() if under_way is not None else []
+            under_way = self._app.send_in_background(chunk)
+            yield from done
+        if under_way is not None:
+            yield from under_way.result()
+
+    def _drafts(self, calls: Iterable[Any] | AsyncIterable[Any]) -> Items:
+        if isinstance(calls, AsyncIterable):
+            return (self._draft_or_refusal(call) async for call in calls)
+        return map(self._draft_or_refusal, calls)
+
+    def _draft_or_refusal(self, call: Any) -> Draft | Job:
+        try:
+            if isinstance(call, tuple):
+                return self._draft(call, {}, self._options)
+            if isinstance(call, dict):
+                return self._draft((), call, self._options)
+            return self._draft((call,), {}, self._options)
+        except JobRejected as error:
+            return Job("", self.spec.name, self.spec.queue, "refused", None, error)
+
+    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Say who holds the dedup key that a call with these arguments has, and so what it would come to.
+
+        Raises:
+            BadArguments: The call is wrong, or its jobs are not deduplicated.
+        """
+        item = self.draft(*args, **kwargs)
+        if item.dedup is None:
+            raise BadArguments(
+                f"jobs of {self.spec.name!r} have no dedup key", hint="say dedup= on the handler or here"
+            )
+        return await self._app.client.explain(item.queue, item.dedup)
 
     def _draft(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None) -> Draft:
         limit = self._app.settings.max_payload_bytes
@@ -208,6 +280,14 @@ class StreamQ:
             self._clients[loop] = client
         return client
 
+    def send_in_background(self, chunk: Sequence[Draft | Job]) -> Future[list[Job]]:
+        """Send up to a batch on the background loop; the future gives its results."""
+
+        async def send() -> list[Job]:
+            return await self.client.send_chunk(chunk)
+
+        return self._bridge.start(send())
+
     def run_sync(self, work: Callable[[], Any]) -> Any:
         """Run what `work` returns on the background loop, and wait for it."""
 
@@ -221,6 +301,10 @@ class StreamQ:
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.close()
+
+    def close_sync(self) -> None:
+        """Do the same for what the `..._sync` methods opened, in code without an event loop."""
+        self._bridge.stop(self.close)
 
     @overload
     def handler(self, function: Callable[P, R], /) -> Handler[P, R]: ...
@@ -266,9 +350,7 @@ class StreamQ:
             raise ConfigurationError(f"{function!r} is not a function, so it cannot be a handler")
         options = {name: value for name, value in options.items() if value is not None or name == "timeout"}
         options.setdefault("name", function.__name__)
-        if isinstance(options.get("dedup"), str | list | tuple):
-            names = options["dedup"]
-            options["dedup"] = Dedup.until_done(*((names,) if isinstance(names, str) else names)) if names else None
+        options["dedup"] = _as_dedup(options.get("dedup", ()))
         try:
             spec = HandlerSpec(function=function, **options)
         except TypeError as error:
@@ -361,6 +443,39 @@ class StreamQ:
         """
         spec = self.registry.get(handler)
         return await Handler[..., Any](self, spec).enqueue(*args, **kwargs)
+
+    def producer(
+        self,
+        handler: str,
+        *,
+        queue: str = "default",
+        priority: Priority = "normal",
+        key: str | None = None,
+        dedup: str | Sequence[str] | Dedup = (),
+    ) -> Handler[..., Any]:
+        """Return a way to enqueue jobs of a handler whose code is not here, by its name.
+
+        It enqueues as a handler does, with all options. Only workers know the handler's signature: a call that does not
+        fit it fails there. `max_attempts` and the like are as the handler says.
+
+        Args:
+            handler: Its name.
+            queue: The handler's queue.
+            priority: As the handler's; a producer cannot know.
+            key: The name of the argument that is the user key. It must then be given by name.
+            dedup: The names of the arguments that make the dedup key, or a `Dedup`. They must then be given by name.
+
+        Raises:
+            ConfigurationError: It cannot be a handler's name, or a queue's.
+        """
+        spec = HandlerSpec(
+            handler, _elsewhere, queue=queue, priority=priority, key=key, dedup=_as_dedup(dedup), is_elsewhere=True
+        )
+        return Handler(self, spec)
+
+    async def explain(self, key: str, *, queue: str = "default") -> Explanation:
+        """Say who holds a dedup key: why a call with it made a new job, or did not."""
+        return await self.client.explain(queue, key)
 
     def handler_named(self, name: str) -> Handler[..., Any]:
         """Return the handler of that name."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms, now_ms
-from streamq.errors import ConfigurationError, HistoryUnavailable, JobRejected
+from streamq.errors import ConfigurationError, HistoryUnavailable
 from streamq.keys import LANES
 from streamq.mongo import Ledger, LedgerEntry, Mongo, Schema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from streamq.broker.partition import Added
+    from streamq.errors import QueueFull
     from streamq.queue import Draft
 
 __all__ = ["Notary"]
@@ -39,7 +39,9 @@ class Notary:
         self._ledger = Ledger(self._mongo)
         self._is_prepared = False
 
-    async def enqueue(self, drafts: Sequence[Draft], add: Callable[[Sequence[Draft]], Awaitable[Added]]) -> Added:
+    async def enqueue(
+        self, drafts: Sequence[Draft], add: Callable[[Sequence[Draft]], Awaitable[Sequence[str | QueueFull]]]
+    ) -> Sequence[str | QueueFull]:
         """Write jobs down, then enqueue them with `add`.
 
         Jobs that Redis refuses, and those in whose place another stands, are struck out again. When Redis does not answer
@@ -49,16 +51,15 @@ class Notary:
             HistoryUnavailable: They may not be written down. Nothing was enqueued.
         """
         await self._write(drafts)
-        try:
-            added = await add(drafts)
-        except JobRejected:
-            await self._ledger.strike([item.id for item in drafts])
-            raise
-        pairs = list(zip(drafts, added.results, strict=True))
+        results = await add(drafts)
+        accepted = [(item, result) for item, result in zip(drafts, results, strict=True) if isinstance(result, str)]
+        kept = {item.id for item, result in accepted if result[0] in "np"}
         # Where a waiting job got the arguments, that is the one to be enqueued again.
-        await self._ledger.rewrite([_entry(item)._replace(id=result[1:]) for item, result in pairs if result[0] == "r"])
-        await self._ledger.strike([item.id for item, result in pairs if result[0] in "dr"])
-        return added
+        await self._ledger.rewrite(
+            [_entry(item)._replace(id=result[1:]) for item, result in accepted if result[0] == "r"]
+        )
+        await self._ledger.strike([item.id for item in drafts if item.id not in kept])
+        return results
 
     async def _write(self, drafts: Sequence[Draft]) -> None:
         try:

@@ -7,6 +7,7 @@ goes out together. Each call is numbered, so that repeating one whose reply was 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
@@ -14,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import orjson
 
+from streamq.broker.inspection import Explanation, Inspection
 from streamq.broker.orders import Orders
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
+from streamq.broker.replicas import Confirmations
 from streamq.broker.server import Broker
 from streamq.clock import to_ms
 from streamq.codec import envelope_bytes
@@ -34,16 +37,19 @@ from streamq.errors import (
     JobFailed,
     NotConfirmed,
     PayloadTooLarge,
+    QueueFull,
     StreamQError,
 )
 from streamq.keys import Keys
 from streamq.options import NO_OPTIONS, Options, checked_digit, checked_text, due_of, envelope_fields
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from streamq.ledger import Notary
     from streamq.registry import HandlerSpec
 
-__all__ = ["Client", "Draft", "Job", "Options", "SyncBridge", "new_job_id"]
+__all__ = ["BATCH", "Client", "Draft", "Items", "Job", "SyncBridge", "draft", "new_job_id"]
 
 T = TypeVar("T")
 
@@ -117,6 +123,15 @@ class Job(msgspec.Struct, frozen=True):
         """
         return await self.client.result(self.queue, self.id, timeout)
 
+    def result_sync(self, timeout: timedelta = timedelta(seconds=30)) -> Any:
+        """Wait for the result in code without an event loop; the job must come from a `..._sync` method."""
+        return self.client.wait(self.client.result(self.queue, self.id, timeout))
+
+    def cancel_sync(self, reason: str = "") -> Literal["cancelled", "asked"]:
+        """Cancel in code without an event loop; the job must come from a `..._sync` method."""
+        answer: Literal["cancelled", "asked"] = self.client.wait(self.client.cancel(self.queue, self.id, reason))
+        return answer
+
     async def cancel(self, reason: str = "") -> Literal["cancelled", "asked"]:
         """End the job if it waits, or have its worker interrupt it if it runs.
 
@@ -135,14 +150,19 @@ class Draft(NewJob):
     replicas: int = 0
     ledger: bool = False
 
-    def as_job(self, result: str, client: Client) -> Job:
+    def as_job(self, result: str, client: Client, error: StreamQError | None = None) -> Job:
         """Say what became of it, from its result in `Added`."""
         if result == "n":
-            return Job(self.id, self.handler, self.queue, "new", client)
+            return Job(self.id, self.handler, self.queue, "new", client, error)
         if result == "p":
-            return Job(self.id, self.handler, self.queue, "present", client)
+            return Job(self.id, self.handler, self.queue, "present", client, error)
         status: Literal["duplicate", "replaced"] = "duplicate" if result[0] == "d" else "replaced"
-        return Job(result[1:], self.handler, self.queue, status, client)
+        return Job(result[1:], self.handler, self.queue, status, client, error)
+
+
+Item = Draft | Job
+"""A job to send; or one that was refused before, which keeps its place among the results."""
+Items = Iterable[Item] | AsyncIterable[Item]
 
 
 def draft(
@@ -235,10 +255,17 @@ def _set_due(item: Draft, rule: Dedup | None, options: Options) -> None:
 class Producer:
     """Adds jobs to one partition, one numbered call after another."""
 
-    def __init__(self, partition: Partition, name: str, *, max_depth: int, give_up_s: float) -> None:
+    def __init__(
+        self, partition: Partition, confirmations: Confirmations, name: str, *, max_depth: int, give_up_s: float
+    ) -> None:
         self._partition = partition
+        self._confirmations = confirmations
         self._name = name
         self._number = 0
+        self._accepted = 0
+        """Number of the last call that was accepted."""
+        self._trouble = BrokerUnavailable("no call was made")
+        """Why the last call that failed did."""
         self._max_depth = max_depth
         self._give_up_s = give_up_s
         self._turn = asyncio.Lock()
@@ -274,7 +301,7 @@ class Producer:
 
     async def _send(self, batch: list[tuple[Draft, asyncio.Future[str]]]) -> None:
         try:
-            added = await self.many([item for item, _ in batch])
+            results = await self.fill([item for item, _ in batch])
         except BaseException as error:
             for _, future in batch:
                 if not future.done():
@@ -282,9 +309,22 @@ class Producer:
             if not isinstance(error, Exception):
                 raise
             return
-        for (_, future), result in zip(batch, added.results, strict=True):
-            if not future.done():
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, str):
                 future.set_result(result)
+            else:
+                future.set_exception(_fresh(result))
+
+    async def fill(self, items: Sequence[Draft]) -> Sequence[str | QueueFull]:
+        """Add up to a batch of jobs, as many as the queue has room for; for the others the result is the refusal."""
+        try:
+            return (await self.many(items)).results
+        except QueueFull as full:
+            room = max(0, full.max_depth - full.depth)
+            fitting = await self.fill(items[:room]) if room else []
+            return [*fitting, *[full] * (len(items) - room)]
 
     async def many(self, items: Sequence[Draft]) -> Added:
         """Add up to a batch of jobs in one call; repeat it until a reply comes, or time is up.
@@ -293,38 +333,41 @@ class Producer:
             BrokerUnavailable: No reply came in time. The jobs may be enqueued; enqueue them again with the same ids.
         """
         async with self._turn:
-            self._number += 1
+            self._number = number = self._number + 1
             give_up_at = time.monotonic() + self._give_up_s
             pause_s = 0.05
-            while True:
-                try:
-                    return await self._partition.add(self._name, self._number, items, max_depth=self._max_depth)
-                except CallRepeated as repeated:
-                    return Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
-                except BrokerUnavailable:
-                    if time.monotonic() + pause_s > give_up_at:
-                        raise
+            while (added := await self._tried(number, items)) is None:
+                if time.monotonic() + pause_s > give_up_at:
+                    raise self._trouble
                 await asyncio.sleep(pause_s * (0.5 + random.random()))
                 pause_s = min(pause_s * 2, 5.0)
+            self._accepted = number
+            return added
 
-    async def confirm(self, replicas: int, timeout_ms: int = 1000) -> None:
-        """Wait until that many replicas have what was added over this connection.
+    async def _tried(self, number: int, items: Sequence[Draft]) -> Added | None:
+        """Make a numbered call; None when no reply came."""
+        try:
+            return await self._partition.add(self._name, number, items, max_depth=self._max_depth)
+        except CallRepeated as repeated:
+            return Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
+        except BrokerUnavailable as error:
+            self._trouble = error
+            return None
+
+    async def confirm(self, replicas: int) -> None:
+        """Wait until that many replicas have what was added so far.
 
         Raises:
             NotConfirmed: Fewer have it in time. The jobs are enqueued all the same.
         """
-        have = int(await self._partition.wire.call("WAIT", replicas, timeout_ms))
-        if have < replicas:
-            raise NotConfirmed(
-                f"the job is enqueued, but {have} of {replicas} replicas confirmed it within {timeout_ms} ms",
-                hint="look at the replicas; the job runs, unless Redis fails over before they catch up",
-            )
+        await self._confirmations.wait(replicas, self._accepted)
 
     async def close(self) -> None:
         """Send what waits, then close the connection."""
         if self._flusher is not None:
             await self._flusher
         await self._partition.wire.close()
+        await self._confirmations.close()
 
 
 def _fresh(error: BaseException) -> BaseException:
@@ -347,6 +390,8 @@ class Client:
     max_payload_bytes: int = 262_144
     allow_eviction: bool = False
     give_up_s: float = 30.0
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """Where it runs; its connections belong there."""
     mongodb: tuple[str, str] = ("", "")
     """URL and database, for jobs of the ledger."""
     _broker: Broker | None = None
@@ -365,8 +410,10 @@ class Client:
         """Return the producer for a queue."""
         producer = self._producers.get(queue)
         if producer is None:
+            partition = self.broker.partition(queue)
             producer = Producer(
-                self.broker.partition(queue),
+                partition,
+                Confirmations(self.broker.wire(), partition.keys, self._name),
                 self._name,
                 max_depth=self.max_depth,
                 give_up_s=self.give_up_s,
@@ -377,50 +424,71 @@ class Client:
     async def send(self, item: Draft) -> Job:
         """Enqueue one job."""
         producer = self.producer(item.queue)
-        result = (await self._add(producer, [item])).results[0] if item.ledger else await producer.one(item)
+        result = (await self._add(producer, [item]))[0] if item.ledger else await producer.one(item)
+        if not isinstance(result, str):
+            raise result
         if item.replicas:
             await producer.confirm(item.replicas)
         return item.as_job(result, self)
 
-    async def send_many(self, items: Iterable[Draft] | AsyncIterable[Draft]) -> list[Job]:
-        """Enqueue any number of jobs, a script call per `BATCH`; while one is under way the next is encoded."""
+    async def send_many(self, items: Items) -> list[Job]:
+        """Enqueue any number of jobs; one result per item, in order."""
         jobs: list[Job] = []
+        async with contextlib.aclosing(self._sent(items)) as chunks:
+            async for chunk in chunks:
+                jobs += chunk
+        return jobs
+
+    async def stream(self, items: Items) -> AsyncGenerator[Job]:
+        """Enqueue any number of jobs and give each result as it comes, in order; none is held."""
+        async with contextlib.aclosing(self._sent(items)) as chunks:
+            async for chunk in chunks:
+                for job in chunk:
+                    yield job
+
+    async def _sent(self, items: Items) -> AsyncGenerator[list[Job]]:
+        """Make a script call per `BATCH`; while one is under way the next is encoded."""
         under_way: asyncio.Task[list[Job]] | None = None
         try:
             async for chunk in _chunks(items):
-                if under_way is not None:
-                    jobs += await under_way
-                under_way = asyncio.ensure_future(self._send_chunk(chunk))
+                done = await under_way if under_way is not None else []
+                under_way = asyncio.ensure_future(self.send_chunk(chunk))
                 await _let_it_leave()
+                yield done
             if under_way is not None:
-                jobs += await under_way
-        except BaseException:
+                yield await under_way
+        finally:
             if under_way is not None:
                 await asyncio.gather(under_way, return_exceptions=True)
-            raise
+
+    async def send_chunk(self, chunk: Sequence[Item]) -> list[Job]:
+        """Enqueue up to `BATCH` jobs, of any queues. What was refused before is passed through."""
+        by_queue: dict[str, list[int]] = {}
+        jobs: list[Any] = list(chunk)
+        for place, item in enumerate(chunk):
+            if isinstance(item, Draft):
+                by_queue.setdefault(item.queue, []).append(place)
+        for queue, places in by_queue.items():
+            items: list[Draft] = [jobs[place] for place in places]
+            producer = self.producer(queue)
+            results = await self._add(producer, items)
+            error = await _confirmed(producer, items)
+            for place, item, result in zip(places, items, results, strict=True):
+                if isinstance(result, str):
+                    jobs[place] = item.as_job(result, self, error)
+                else:
+                    jobs[place] = Job(item.id, item.handler, queue, "refused", self, result)
         return jobs
 
-    async def _send_chunk(self, chunk: list[Draft]) -> list[Job]:
-        by_queue: dict[str, list[Draft]] = {}
-        for item in chunk:
-            by_queue.setdefault(item.queue, []).append(item)
-        results: dict[str, str] = {}
-        for queue, items in by_queue.items():
-            added = await self._add(self.producer(queue), items)
-            if len(by_queue) == 1:
-                return [item.as_job(result, self) for item, result in zip(items, added.results, strict=True)]
-            results |= {item.id: result for item, result in zip(items, added.results, strict=True)}
-        return [item.as_job(results[item.id], self) for item in chunk]
-
-    async def _add(self, producer: Producer, items: Sequence[Draft]) -> Added:
-        """Add jobs in one call, those of the ledger only after they were written down."""
+    async def _add(self, producer: Producer, items: Sequence[Draft]) -> Sequence[str | QueueFull]:
+        """Add as many jobs as there is room for, those of the ledger only after they were written down."""
         if not any(item.ledger for item in items):
-            return await producer.many(items)
+            return await producer.fill(items)
         if self._notary is None:
             from streamq.ledger import Notary  # here, so that whoever needs no MongoDB does not import its client
 
             self._notary = Notary(*self.mongodb)
-        return await self._notary.enqueue(items, producer.many)
+        return await self._notary.enqueue(items, producer.fill)
 
     async def result(self, queue: str, job_id: str, timeout: timedelta) -> Any:
         """Wait for the kept result of a job; see `Job.result`."""
@@ -451,6 +519,18 @@ class Client:
         finally:
             await wire.close()
 
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something on this client's loop and wait for it, from another thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    async def explain(self, queue: str, dedup_key: str) -> Explanation:
+        """Say who holds a dedup key of a queue; see `StreamQ.explain`."""
+        wire = self.broker.wire()
+        try:
+            return await Inspection(wire, Keys(queue)).explain(dedup_key)
+        finally:
+            await wire.close()
+
     async def close(self) -> None:
         """Send what waits and close every connection."""
         for producer in self._producers.values():
@@ -462,8 +542,19 @@ class Client:
             await self._broker.close()
 
 
-async def _chunks(items: Iterable[Draft] | AsyncIterable[Draft]) -> AsyncIterable[list[Draft]]:
-    chunk: list[Draft] = []
+async def _confirmed(producer: Producer, items: Sequence[Draft]) -> NotConfirmed | None:
+    """Wait for the replicas that the jobs ask for, once for all; return what went wrong."""
+    replicas = max(item.replicas for item in items)
+    if replicas:
+        try:
+            await producer.confirm(replicas)
+        except NotConfirmed as error:
+            return error
+    return None
+
+
+async def _chunks(items: Items) -> AsyncIterable[list[Item]]:
+    chunk: list[Item] = []
     if isinstance(items, AsyncIterable):
         async for item in items:
             chunk.append(item)
@@ -492,11 +583,27 @@ class SyncBridge:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._pid = 0
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start something and return a future for its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._running_loop())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return the result, or raise what it raises."""
-        return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
+        return self.start(work).result()
+
+    def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do a last thing and end the thread; nothing if there is none. It may be started again."""
+        with self._lock:
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is None or thread is None or self._pid != os.getpid():
+            return
+        asyncio.run_coroutine_threadsafe(last(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -504,5 +611,6 @@ class SyncBridge:
             if self._loop is None or self._pid != os.getpid():
                 self._loop = asyncio.new_event_loop()
                 self._pid = os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="streamq-sync", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="streamq-sync", daemon=True)
+                self._thread.start()
             return self._loop

@@ -51,6 +51,8 @@ class HandlerSpec:
     """When another job stands in for a new one; None: jobs are not deduplicated."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     isolation: Isolation = "auto"
+    is_elsewhere: bool = False
+    """Only its name is known here: arguments are taken as they come, and the worker knows the rest."""
     memory_limit: int = 0
     """With isolation="process": how many bytes one run may take; 0: any number."""
     signature: inspect.Signature = field(init=False)
@@ -95,7 +97,7 @@ class HandlerSpec:
         Raises:
             BadArguments: It would not; the message shows the handler's signature.
         """
-        if not kwargs and self.required <= len(args) <= self.positional:
+        if self.is_elsewhere or (not kwargs and self.required <= len(args) <= self.positional):
             return  # Nearly every call; `bind` costs ten times as much.
         try:
             self.signature.bind(*args, **kwargs)
@@ -106,6 +108,11 @@ class HandlerSpec:
         """Return the value that a parameter would have in a call with these arguments."""
         if name in kwargs:
             return kwargs[name]
+        if self.is_elsewhere:
+            raise BadArguments(
+                f"{self.name!r} is known by name only: {name!r} makes its key, so it must be given by name",
+                hint=f"write {name}=...",
+            )
         position = self.places[name]
         if position < len(args):
             return args[position]
@@ -131,6 +138,8 @@ def _check_spec(spec: HandlerSpec, signature: inspect.Signature) -> None:
 
 
 def _check_names(spec: HandlerSpec, signature: inspect.Signature) -> None:
+    if spec.is_elsewhere:
+        return
     where = f"handler {spec.name!r}"
     variadic = [p.name for p in signature.parameters.values() if p.kind in _VARIADIC]
     if variadic:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
-    "BATCH", "Block", "Counts", "DeadLetter", "Delayed", "Flight", "Inspection", "LaneCounts", "LaneEntry", "Located", "Pause",
-    "Unknown", "WorkerSeen",
+    "BATCH", "Block", "Counts", "DeadLetter", "Delayed", "Explanation", "Flight", "Inspection",
+    "LaneCounts", "LaneEntry", "Located", "Pause", "Unknown", "WorkerSeen",
 ]  # fmt: skip
 
 BATCH = 128
@@ -177,6 +177,29 @@ class Located(NamedTuple):
     due_ms: int = 0
 
 
+class Explanation(NamedTuple):
+    """Who holds a dedup key, and what a call with this key meets."""
+
+    queue: str
+    key: str
+    state: str
+    """free; queued, running or scheduled as the holder is; debounced or kept: it waits and takes new arguments; ended:
+    only time holds the key; vanished: the holder is gone without a trace, and the next call takes the key over."""
+    why: str
+    """A sentence for people."""
+    holder: str | None = None
+    handler: str | None = None
+    enqueued_ms: int = 0
+    """Since when the holder has lived; 0 when it does not."""
+    due_ms: int = 0
+    worker: str = ""
+    kept_behind: str | None = None
+    left_ms: int | None = None
+    """For how long time alone holds the key; None: until its holder lets go."""
+    taken_over: int = 0
+    """How many keys of this queue were taken over from holders that had vanished."""
+
+
 class Inspection:
     """A view of one partition."""
 
@@ -293,6 +316,53 @@ class Inspection:
         except ServerRefused:
             return None
         return None if held is None else _text(held)
+
+    async def explain(self, dedup_key: str) -> Explanation:
+        """Say who holds a dedup key, and so what a call with it comes to. Two round trips."""
+        name = self.keys.dedup(dedup_key).encode("utf-8", "replace")
+        held, ttl_ms, taken_over = await self._wire.pipeline(
+            [("GET", name), ("PTTL", name), ("HGET", self.keys.counts, "dedup_taken_over")]
+        )
+        known = Explanation(self.keys.queue, dedup_key, "free", "nobody holds the key: a call makes a new job")
+        known = known._replace(taken_over=int(taken_over or 0), left_ms=ttl_ms if ttl_ms > 0 else None)
+        if held is None:
+            return known
+        holder = _text(held)
+        known = known._replace(holder=holder)
+        token = await self._wire.call("HGET", self.keys.index, held)
+        place = await self.locate(holder) if token is not None else None
+        return _gone(known) if place is None else _living(known, place, _text(token))
+
+
+_WHY = {
+    "queued": "the holder waits for a worker: a call returns it",
+    "running": "the holder runs: a call returns it, unless its rule is until started or keep last",
+    "scheduled": "the holder is due later: a call returns it",
+    "debounced": "the holder waits for calls to stop: a call changes its arguments and puts it off",
+    "kept": "the holder runs after the job before it: a call changes its arguments",
+    "ended": "the holder has ended, and its window, throttle or period has not: a call returns it",
+    "vanished": "the holder no longer exists: the next call takes the key over",
+}
+
+
+def _gone(known: Explanation) -> Explanation:
+    state = "ended" if known.left_ms is not None else "vanished"
+    return known._replace(state=state, why=_WHY[state])
+
+
+def _living(known: Explanation, place: Located, token: str) -> Explanation:
+    state = {"z~": "debounced", "z>": "kept"}.get(token[:2], place.state)
+    try:
+        handler = msgspec.json.decode(place.envelope, type=dict[str, Any]).get("h")
+    except ValueError:  # an envelope that cannot be read is a holder like any other
+        handler = None
+    why = _WHY[state]
+    if known.left_ms is not None:
+        why = f"the key is throttled: a call returns the holder, which is {state}"
+    return known._replace(
+        state=state, why=why, handler=handler, enqueued_ms=place.enqueued_ms, due_ms=place.due_ms, worker=place.worker,
+        kept_behind=token[2:] if state == "kept" else None,
+    )  # fmt: skip
 
 
 def _counts(reply: list[Any]) -> Counts:
