@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["Child", "CpuClock", "children_of", "remember", "run_to_json"]
+__all__ = ["TREE", "Child", "CpuClock", "children_of", "remember", "run_to_json"]
 
 TREE = Path(__file__).resolve().parent.parent
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
 """How fast one process enqueues: streamq and plain redis-py in turns, in one interpreter, on one server.
 
 Run as a program: `python -m benchmarks.producers MODE URL '{"sizes"...}'`; the last line is JSON. Modes: `race` (all ways to
-enqueue, in turns), `fill`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
+enqueue, in turns), `fill`, `fill_when_told`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
 """
 
 from __future__ import annotations
@@ -114,6 +114,23 @@ async def fill(count: int, handler: str = "noop", delay_ms: int = 0) -> dict[str
     return {"per_second": count / (time.perf_counter() - begun)}
 
 
+async def fill_when_told(folder: str, count: int) -> dict[str, float]:
+    """Warm up, say so with a file, wait for another one, and only then put the jobs in place."""
+    await noop.enqueue_many([ARGUMENT] * 256)
+    await _say_and_wait(Path(folder), "ready", "go")
+    for _ in range(0, count, 1_000):
+        await noop.enqueue_many([ARGUMENT] * 1_000)
+    await _say_and_wait(Path(folder), "done", "bye")
+    await app.close()
+    return {}
+
+
+async def _say_and_wait(folder: Path, said: str, awaited: str) -> None:
+    (folder / said).touch()
+    while not (folder / awaited).exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.2)
+
+
 async def pings(client: Redis, count: int) -> dict[str, float]:
     """Send one job to each side in turn, when its worker has nothing to do; the pauses are uneven."""
     await raw.make_group(client)
@@ -188,6 +205,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
     modes: dict[str, Callable[[Redis], Coroutine[Any, Any, Any]]] = {
         "race": lambda client: race(client, **sizes),
         "fill": lambda _client: fill(**sizes),
+        "fill_when_told": lambda _client: fill_when_told(**sizes),
         "pings": lambda client: pings(client, **sizes),
         "delays": lambda _client: delays(**sizes),
         "bursts": lambda _client: bursts(**sizes),

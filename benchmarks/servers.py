@@ -50,6 +50,8 @@ class ServerFigures:
         self.commands = int(stats["total_commands_processed"])
         self.replies = int(stats["total_writes_processed"])
         """Writes to sockets. A pipeline's replies leave in one, so this counts round trips."""
+        self.bytes_in = int(stats["total_net_input_bytes"])
+        self.bytes_out = int(stats["total_net_output_bytes"])
         self.memory = int(memory["used_memory"])
         self.calls = {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in commands.items()}
 

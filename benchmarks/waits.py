@@ -32,14 +32,14 @@ def wait_until(is_true: Callable[[], bool], what: str, *children: Child, limit_s
         time.sleep(0.01)
 
 
-def wait_for_readers(server: RedisServer, *children: Child) -> None:
+def wait_for_readers(server: RedisServer, *children: Child, limit_s: float = 20) -> None:
     """Wait until so many clients are blocked in a read."""
     with server.client() as client:
         wait_until(
             lambda: int(client.info("clients")["blocked_clients"]) >= len(children),
             "the workers wait for jobs",
             *children,
-            limit_s=20,
+            limit_s=limit_s,
         )
 
 
