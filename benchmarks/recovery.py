@@ -273,8 +273,9 @@ def _kill_hosts_once(server: RedisServer, victims: int, number: int) -> list[flo
         pids = {pid for each in doomed for pid in children_of(each.pid)}
 
         def kill() -> None:
-            for each in doomed:
-                each.kill()
+            # All at once, as a host vanishes; the parents first, or they would bury their children.
+            for pid in [each.pid for each in doomed] + sorted(pids):
+                os.kill(pid, signal.SIGKILL)
 
         return _restarts(journal, pids, kill, survivor)
 

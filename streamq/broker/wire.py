@@ -13,7 +13,7 @@ import asyncio
 import inspect
 from collections import deque
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from streamq.scripts import Script
 
-__all__ = ["Arg", "Fault", "ServerRefused", "Wire", "fault_of", "make_pool"]
+__all__ = ["REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "fault_of", "make_pool"]
 
 Arg = str | bytes | int | float
 
@@ -39,35 +39,56 @@ class Fault(StrEnum):
     WAIT = "wait"
     """The server cannot do it now; the connection is good. Try again later."""
     RECONNECT = "reconnect"
-    """This connection leads to the wrong place now: make a new one."""
+    """This connection is of no use any more: make a new one, and try again."""
     REJOIN = "rejoin"
     """The group is gone: register again."""
+    RESEND = "resend"
+    """The server does not know the script: send its text, once."""
     FULL = "full"
     """Memory is full: only enqueue is refused."""
     EXIT = "exit"
     """Nothing will change without a person."""
 
 
-FAULTS: dict[str, Fault] = {
-    "LOADING": Fault.WAIT,
-    "BUSY": Fault.WAIT,
-    "MISCONF": Fault.WAIT,
-    "NOREPLICAS": Fault.WAIT,
-    "TRYAGAIN": Fault.WAIT,
-    "CLUSTERDOWN": Fault.WAIT,
-    "MASTERDOWN": Fault.WAIT,
-    "READONLY": Fault.RECONNECT,
-    "UNBLOCKED": Fault.RECONNECT,
-    "MOVED": Fault.RECONNECT,
-    "ASK": Fault.RECONNECT,
-    "NOGROUP": Fault.REJOIN,
-    "OOM": Fault.FULL,
-    "WRONGPASS": Fault.EXIT,
-    "NOAUTH": Fault.EXIT,
-    "NOPERM": Fault.EXIT,
-    "WRONGTYPE": Fault.EXIT,
-}
-"""The first word of an error reply, and what to do."""
+class Remedy(NamedTuple):
+    """A row of the table: how to know an error, and what is done about it."""
+
+    sign: str
+    """How the reply begins; or words in it, if there is a space in them."""
+    fault: Fault
+    meaning: str
+
+
+NO_REPLY = Remedy(
+    "", Fault.RECONNECT, "the connection broke, or no reply came in time: a dropped reply, a frozen server"
+)
+REMEDIES = (
+    NO_REPLY,
+    Remedy("LOADING", Fault.WAIT, "the server has just started and reads its data"),
+    Remedy("BUSY", Fault.WAIT, "somebody's script keeps the server busy"),
+    Remedy("MISCONF", Fault.WAIT, "the server cannot write to its disk"),
+    Remedy("NOREPLICAS", Fault.WAIT, "fewer replicas are connected than `min-replicas-to-write` asks for"),
+    Remedy("MASTERDOWN", Fault.WAIT, "a replica has lost its master"),
+    Remedy("TRYAGAIN", Fault.WAIT, "a slot of the cluster is being moved"),
+    Remedy("CLUSTERDOWN", Fault.WAIT, "the cluster is electing, or does not serve all slots"),
+    Remedy("max number of clients", Fault.WAIT, "the server has as many connections as `maxclients` allows"),
+    Remedy("READONLY", Fault.RECONNECT, "this server is a replica now: the master is elsewhere"),
+    Remedy("UNBLOCKED", Fault.RECONNECT, "a blocked read was ended, by a failover or by a person"),
+    Remedy("MOVED", Fault.RECONNECT, "the slot is on another node of the cluster"),
+    Remedy("ASK", Fault.RECONNECT, "the slot is on its way to another node of the cluster"),
+    Remedy("NOGROUP", Fault.REJOIN, "the consumer group is gone, after FLUSHALL for example"),
+    Remedy("NOSCRIPT", Fault.RESEND, "the server does not know the script, after SCRIPT FLUSH or a failover"),
+    Remedy("OOM", Fault.FULL, "`maxmemory` is reached"),
+    Remedy("WRONGPASS", Fault.EXIT, "user or password are wrong"),
+    Remedy("NOAUTH", Fault.EXIT, "a password is needed"),
+    Remedy("NOPERM", Fault.EXIT, "the user may not do this"),
+    Remedy("DENIED", Fault.EXIT, "protected mode: the server takes connections from its own host alone"),
+    Remedy("WRONGTYPE", Fault.EXIT, "a key of streamq's holds something else"),
+)
+"""Every error that a worker lives through, and those that it ends with. What is not here is of the last kind."""
+
+_BY_WORD = {remedy.sign: remedy for remedy in REMEDIES if remedy.sign and " " not in remedy.sign}
+_BY_WORDS = tuple(remedy for remedy in REMEDIES if " " in remedy.sign)
 
 
 # A connection need not name its library: that is two more commands each time, and old servers refuse them.
@@ -81,6 +102,9 @@ _NAMELESS: dict[str, None] = (
 class ServerRefused(StreamQError):
     """Redis answered with an error. The call did nothing."""
 
+    exit_code = 70
+    """Of one that nobody foresaw; a supervisor may start afresh."""
+
     def __init__(self, message: str, fault: Fault) -> None:
         super().__init__(message)
         self.fault = fault
@@ -93,12 +117,13 @@ class ErrorReply(Exception):
 def fault_of(message: str) -> Fault:
     """Tell what an error reply asks for; an unknown one asks for a person."""
     first, _, rest = message.partition(" ")
-    if first in FAULTS:
-        return FAULTS[first]
-    if "max number of clients" in message:
-        return Fault.WAIT
+    if first in _BY_WORD:
+        return _BY_WORD[first].fault
+    for remedy in _BY_WORDS:
+        if remedy.sign in message:
+            return remedy.fault
     # An error inside a script comes wrapped: ERR ... script: ..., on @user_script:12. MISCONF ...
-    return next((fault for word, fault in FAULTS.items() if f"{word} " in rest), Fault.EXIT)
+    return next((remedy.fault for word, remedy in _BY_WORD.items() if f"{word} " in rest), Fault.EXIT)
 
 
 def _translate(message: str, where: str) -> StreamQError:
@@ -108,7 +133,10 @@ def _translate(message: str, where: str) -> StreamQError:
         return QueueFull(f"Redis at {where} is out of memory: {message}", hint="raise maxmemory")
     if fault in (Fault.WAIT, Fault.RECONNECT):
         return BrokerUnavailable(f"Redis at {where} cannot serve now: {message}")
-    return ServerRefused(f"Redis at {where} refused: {message}", fault)
+    refused = ServerRefused(f"Redis at {where} refused: {message}", fault)
+    if message.partition(" ")[0] in _BY_WORD:
+        refused.exit_code = ConfigurationError.exit_code
+    return refused
 
 
 class _Line(asyncio.Protocol):
@@ -151,13 +179,13 @@ class _Line(asyncio.Protocol):
             if not future.done():
                 future.set_exception(ConnectionError(str(exc or "the connection was closed")))
         self._waiting.clear()
+        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again  # pyright: ignore[reportPrivateUsage]
 
     def close(self) -> None:
         """Drop the connection and everybody who waits."""
         if self.is_open:
             self._transport.abort()
             self.connection_lost(None)
-        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again  # pyright: ignore[reportPrivateUsage]
 
 
 class Wire:
@@ -202,7 +230,7 @@ class Wire:
         """Run a script by its digest, and by its text once if the server does not know it."""
         reply = await self._exchange(("EVALSHA", script.sha, len(keys), *keys, *args))
         if type(reply) is ErrorReply:
-            if str(reply).startswith("NOSCRIPT"):
+            if fault_of(str(reply)) is Fault.RESEND:
                 return await self.call("EVAL", script.source, len(keys), *keys, *args)
             raise self._refusal(reply)
         return reply
@@ -260,6 +288,7 @@ class Wire:
             try:
                 await connection.connect()  # type: ignore[no-untyped-call]
             except (RedisError, OSError) as error:
+                await connection.disconnect(nowait=True)
                 raise self._not_opened(error) from error
             self._line = _Line(connection)
             return self._line

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from streamq.broker.partition import BATCH, Arg, CycleReply, Partition, Report, Unregistered
 from streamq.broker.wire import Fault, ServerRefused
 from streamq.clock import ServerClock
-from streamq.errors import BrokerUnavailable, QueueFull
+from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull
 from streamq.logs import event
 from streamq.worker.settle import Settled, add_to_report
 
@@ -405,7 +405,7 @@ class Pump:
             self._stale_check.cancel()
         if self._returning:
             await asyncio.gather(*self._returning, return_exceptions=True)
-        with contextlib.suppress(BrokerUnavailable, OSError, Unregistered, ServerRefused):
+        with contextlib.suppress(BrokerUnavailable, OSError, Unregistered, ServerRefused, ConfigurationError):
             if self.consumer:
                 while self.finished:
                     await self._turn()

@@ -50,7 +50,6 @@ _INTERRUPTED_S = 2.0
 """How long jobs that were interrupted may take to end; a parent kills later than this."""
 EXIT_FORCED = 130
 EXIT_SILENT = 69
-EXIT_REFUSED = 78
 
 
 def worker_name(name: str | None) -> str:
@@ -190,7 +189,7 @@ class Worker:
                 log, logging.CRITICAL, "redis.refused", queue=pump.queue, error=str(error),
                 reason="nothing will change without a person; ending",
             )  # fmt: skip
-            self.exit_code = EXIT_REFUSED
+            self.exit_code = error.exit_code
             self.drain()
 
     async def _answer_probes(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
+from streamq.errors import LeaseLost
 from streamq.job import Delivery, Outcome, Parked, Retrying
 from streamq.logs import event
 from streamq.worker.calls import Calls
@@ -251,7 +252,7 @@ class Slots:
         """Interrupt a running job; what it comes to follows from why."""
         if job.stop is None and job.task is not None:
             job.stop, job.stop_reason, job.stopped_at = why, reason, self._loop.time()
-            job.task.cancel()
+            job.task.cancel(LeaseLost("the job belongs to another worker now") if why is Stop.LEASE_LOST else str(why))
 
     def stop_overdue(self) -> None:
         """Interrupt the jobs that run longer than their timeout; tell of those that do not let go."""
