@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from streamq.context import JobContext, current_job
     from streamq.dedup import Dedup
     from streamq.depends import Depends
-    from streamq.job import Cancel, Fail, Retry, Snooze
+    from streamq.job import Cancel, Fail, RateLimited, Retry, Snooze
     from streamq.options import Options
     from streamq.queue import Job
     from streamq.retry import Never, RetryPolicy
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancel", "Dedup", "Depends", "Fail", "Handler", "Job", "JobContext", "Never", "Options", "Retry", "RetryPolicy", "Snooze", "StreamQ",
+    "Cancel", "Dedup", "Depends", "Fail", "Handler", "Job", "JobContext", "Never", "Options", "RateLimited", "Retry", "RetryPolicy", "Snooze", "StreamQ",
     "current_job",
 ]  # fmt: skip
 
 _HOME = {
     "Cancel": "job", "Dedup": "dedup", "Depends": "depends", "Fail": "job", "Handler": "app", "Job": "queue", "JobContext": "context", "Never": "retry",
-    "Options": "options", "Retry": "job", "RetryPolicy": "retry", "Snooze": "job", "StreamQ": "app",
+    "Options": "options", "RateLimited": "job", "Retry": "job", "RetryPolicy": "retry", "Snooze": "job", "StreamQ": "app",
     "current_job": "context",
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from streamq.dedup import Dedup
 from streamq.errors import BadArguments, ConfigurationError, JobRejected, UnknownHandler
+from streamq.operator import Operator
 from streamq.options import Options
 from streamq.queue import BATCH, Client, Draft, Items, Job, SyncBridge, draft
 from streamq.registry import HandlerSpec, Isolation, Priority, Registry
@@ -279,6 +280,13 @@ class StreamQ:
             )
             self._clients[loop] = client
         return client
+
+    @property
+    def operator(self) -> Operator:
+        """Cancel jobs, pause queues, block handlers and users: in all queues of this application."""
+        queues = sorted({spec.queue for spec in self.registry}) or self.settings.queues
+        outbox_max = self.settings.outbox_max if self.settings.history else 0
+        return Operator(self.client.broker, queues, outbox_max=outbox_max)
 
     def send_in_background(self, chunk: Sequence[Draft | Job]) -> Future[list[Job]]:
         """Send up to a batch on the background loop; the future gives its results."""

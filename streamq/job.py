@@ -12,19 +12,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+
+from streamq.clock import to_ms, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
-    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "Released", "Retry", "Retrying", "Signal", "Snooze", "Snoozed",
-    "State",
+    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "RateLimited", "Released", "Retry", "Retrying", "Signal",
+    "Snooze", "Snoozed", "State", "latest_start_ms",
 ]  # fmt: skip
 
 ENVELOPE_VERSION = 1
@@ -32,6 +34,9 @@ ENVELOPE_VERSION = 1
 
 CRASH_LIMIT = 3
 """A job that took this many workers down with it is dead. From the second on it runs alone."""
+
+
+_LONGEST_SECONDS = 100 * 365 * 86_400
 
 
 class State(StrEnum):
@@ -85,7 +90,7 @@ class Envelope(
     rename={
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
-        "dedup_scope": "gs", "keep_result_ms": "kr",
+        "dedup_scope": "gs", "keep_result_ms": "kr", "ttl_ms": "tl", "retry_until_ms": "ru",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -112,6 +117,16 @@ class Envelope(
     starts: _Whole = 0
     """How often the job was put back into a lane: with the delivery number it makes the fence."""
     keep_result_ms: _Whole = 0
+    ttl_ms: _Whole = 0
+    """How long after it was enqueued, by the server's clock, the job may start; 0: whenever."""
+    retry_until_ms: _Whole = 0
+    """Server time after which the job is not tried again; 0: none."""
+
+
+def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
+    """Return the server time after which a job must not start; 0: none."""
+    ends = (envelope.deadline_ms, envelope.ttl_ms and enqueued_ms + envelope.ttl_ms)
+    return min((end for end in ends if end), default=0)
 
 
 class Delivery:
@@ -246,3 +261,50 @@ class Fail(Signal):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "the handler gave the job up")
+
+
+class RateLimited(Signal):
+    """Run the job again when the other side takes calls again, and use up no attempt.
+
+    `retry_after` is how long that side asked to wait: a duration, seconds, or the text of a `Retry-After` header
+    (seconds or a date). None, or a text that cannot be read: as long as the handler's back-off waits at most.
+
+    The job starts no earlier, and up to a tenth later, so that those that were refused together do not come together.
+
+    See https://www.rfc-editor.org/rfc/rfc9110#field.retry-after.
+    """
+
+    def __init__(self, retry_after: timedelta | float | str | None = None, reason: str = "") -> None:
+        super().__init__(reason or "the other side limits the rate")
+        self.delay_ms = _retry_after_ms(retry_after)
+
+
+def _retry_after_ms(given: object) -> int | None:
+    match given:
+        case None:
+            return None
+        case timedelta():
+            return max(0, to_ms(given))
+        case bool():
+            pass
+        case int() | float() if 0 <= given < _LONGEST_SECONDS:
+            return int(given * 1000)
+        case str():
+            return _header_ms(given.strip())
+        case _:
+            pass
+    raise TypeError(f"RateLimited takes a timedelta, seconds, or the text of a Retry-After header, and {given!r} came")
+
+
+def _header_ms(text: str) -> int | None:
+    """Read a header that another server sent; what it got wrong is no fault of the job's."""
+    if text.isdecimal() and len(text) < 10:
+        return int(text) * 1000
+    from email.utils import parsedate_to_datetime  # 11 ms that nearly nobody needs
+
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return max(0, to_ms(aware - utc_now()))

@@ -37,6 +37,10 @@ class Options:
     max_attempts: int | None = None
     deadline: datetime | timedelta | None = None
     """The job is not started after it; a duration counts from now."""
+    ttl: timedelta | None = None
+    """For how long it may wait for its start, from when it is due; by the server's clock. Later it ends as expired."""
+    retry_until: datetime | timedelta | None = None
+    """The job is not tried again after it; a duration counts from now. `max_attempts` holds as well."""
     headers: dict[str, str] | None = None
     keep_result: timedelta | None = None
     """Keep the result for that long, for `job.result()`."""
@@ -63,8 +67,7 @@ def envelope_fields(options: Options, handler: str) -> dict[str, Any]:
         _checked_id(options.id)
     if options.max_attempts is not None:
         fields["m"] = _checked_number(options.max_attempts, f"max_attempts of {handler!r}", 1, _MOST_ATTEMPTS)
-    if options.deadline is not None:
-        fields["x"] = _deadline_ms(options.deadline)
+    _add_ends(fields, options)
     if options.occurrence is not None:
         fields["o"] = checked_text(options.occurrence, "occurrence")
     if options.headers:
@@ -157,11 +160,32 @@ def _checked_headers(headers: object) -> dict[str, str]:
     return headers
 
 
-def _deadline_ms(deadline: object) -> int:
+def _deadline_ms(deadline: object, what: str = "deadline") -> int:
     """A deadline that has passed is one all the same: the job ends as expired."""
     if isinstance(deadline, timedelta):
         return max(1, now_ms() + to_ms(deadline))
-    return max(1, _moment_ms(deadline, "deadline"))
+    return max(1, _moment_ms(deadline, what))
+
+
+def _add_ends(fields: dict[str, Any], options: Options) -> None:
+    """Add when the job must not be started, or not be tried again."""
+    if options.deadline is not None:
+        fields["x"] = _deadline_ms(options.deadline)
+    if options.ttl is not None:
+        _add_ttl(fields, options)
+    if options.retry_until is not None:
+        fields["ru"] = _deadline_ms(options.retry_until, "retry_until")
+
+
+def _add_ttl(fields: dict[str, Any], options: Options) -> None:
+    """Count a time to live from when the job is due: it does not live while it is delayed."""
+    ttl_ms = _checked_duration(options.ttl, "ttl", least_ms=1)
+    delay_ms, at_ms = due_of(options)
+    if at_ms:
+        end_ms = max(at_ms, now_ms()) + ttl_ms
+        fields["x"] = min(fields.get("x", end_ms), end_ms)
+    else:
+        fields["tl"] = delay_ms + ttl_ms
 
 
 def _moment_ms(moment: object, what: str) -> int:

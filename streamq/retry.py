@@ -36,14 +36,18 @@ class RetryPolicy:
 
     base: timedelta = timedelta(seconds=2)
     cap: timedelta = timedelta(minutes=10)
-    on: Mapping[type[BaseException], timedelta | type[Never]] = field(default_factory=dict)
-    """What to do for a kind of exception, most particular class first: a fixed delay, or `Never`."""
-    custom: Callable[[int, BaseException], timedelta] | None = None
-    """Given the attempt that failed and its exception, the delay; instead of the formula."""
+    on: Mapping[type[BaseException], timedelta | type[Never] | RetryPolicy] = field(default_factory=dict)
+    """What to do for a kind of exception, most particular class first: a fixed delay, `Never`, or a policy of its own."""
+    custom: Callable[[int, BaseException], timedelta | None] | None = None
+    """Given the attempt that failed and its exception, the delay, or None for no further attempt; instead of the formula."""
+    until: timedelta | None = None
+    """No attempt begins later than this after the job was enqueued; `max_attempts` holds as well."""
 
     def __post_init__(self) -> None:
         if self.base < timedelta(0) or self.cap < timedelta(0):
             raise ConfigurationError(f"a back-off cannot be negative: base={self.base}, cap={self.cap}")
+        if self.until is not None and self.until <= timedelta(0):
+            raise ConfigurationError(f"until is how long after its enqueue a job is retried, and {self.until} came")
 
     def ceiling_ms(self, attempt: int) -> int:
         """Return the longest wait after this attempt (from 1)."""
@@ -56,12 +60,15 @@ class RetryPolicy:
         if rule is Never:
             return None
         if isinstance(rule, timedelta):
-            return to_ms(rule)
+            return max(0, to_ms(rule))
+        if isinstance(rule, RetryPolicy):
+            return rule.delay_ms(attempt, error)
         if self.custom is not None:
-            return max(0, to_ms(self.custom(attempt, error)))
+            delay = self.custom(attempt, error)
+            return None if delay is None else max(0, to_ms(delay))
         return round(random.random() * self.ceiling_ms(attempt))
 
-    def _rule_for(self, error: BaseException) -> timedelta | type[Never] | None:
+    def _rule_for(self, error: BaseException) -> timedelta | type[Never] | RetryPolicy | None:
         if not self.on:
             return None
         for kind in type(error).__mro__:

@@ -110,7 +110,9 @@ class Orders:
             What became of it, and with `held` the id of the job that holds its dedup key.
         """
         envelope = decode_envelope(raw)
-        fresh = msgspec.structs.replace(envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0)
+        fresh = msgspec.structs.replace(
+            envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0, retry_until_ms=0
+        )
         names = [*self.keys.lanes, self.keys.index, self.keys.dead, self.keys.result(job_id)]
         # A throttled job's key is kept by time alone: taken here, it would never be freed.
         if envelope.dedup is not None and envelope.dedup_scope not in ("t", "p"):

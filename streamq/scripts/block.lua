@@ -5,7 +5,7 @@
 -- ARGV  1 what: `queue`, `h:` and a handler, or `k:` and a user key, 2 until when, server ms (0: open; 1: lift it now),
 --       3 why, as JSON
 -- Returns 'OK'
---         'NONE'  there is nothing to lift
+--         'NONE'  there is nothing to lift, or it is being lifted
 --         'FULL'  so many blocks at once are not allowed; nothing was written
 --
 -- Jobs that met the block lie in `delayed` under its number; the cycles put them back when it is over. A block that is
@@ -14,7 +14,7 @@ local MOST = 128
 local what, till = ARGV[1], ARGV[2]
 local known = redis.call('HGET', KEYS[2], what)
 if till == '1' then
-  if not known then return 'NONE' end
+  if not known or string.sub(known, 1, 2) == '1|' then return 'NONE' end
   local number, why = string.match(known, '^%d+|(%d+)|(.*)$')
   if what == 'queue' or not number then
     redis.call('HDEL', KEYS[2], what)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import traceback
-from asyncio import CancelledError, Task
+from asyncio import CancelledError, Task, get_running_loop
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,14 @@ from streamq.job import (
     Failure,
     Outcome,
     Parked,
+    RateLimited,
     Released,
     Retry,
     Retrying,
     Signal,
     Snooze,
     Snoozed,
+    latest_start_ms,
 )
 from streamq.retry import RetryPolicy
 from streamq.worker.threads import JobInterrupted
@@ -42,6 +45,7 @@ __all__ = ["Caller", "RunningJob", "Stop", "blocked", "interrupted", "run", "ver
 
 _PLAIN_RETRY = RetryPolicy()
 _LONGEST_DELAY_MS = 100 * 365 * 86_400_000
+_MOST_SPREAD_MS = 10_000
 _LONGEST_NAME = 200
 _LONGEST_MESSAGE = 2_000
 _LONGEST_TRACEBACK = 16_000
@@ -137,9 +141,10 @@ def _asked_for(job: RunningJob, error: BaseException) -> Outcome | None:
     """Tell what the handler asked for, if it raised one of our signals."""
     match error:
         case Retry(delay=delay) if delay is not None and job.envelope.attempt < job.max_attempts:
-            return Retrying(_bounded_ms(to_ms(delay)), _failure(error))
-        case Snooze():
-            return Snoozed(_bounded_ms(to_ms(error.delay)), _message(error))
+            return _retry(job, to_ms(delay), _failure(error))
+        case Snooze() | RateLimited():
+            delay_ms = to_ms(error.delay) if isinstance(error, Snooze) else _spread_ms(job, error.delay_ms)
+            return _later(job, delay_ms, _message(error))
         case Cancel():
             return Cancelled(_message(error))
         case Fail():
@@ -158,7 +163,43 @@ def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
     except Exception as fault:  # noqa: BLE001 - a custom back-off is the user's code; the job must not be lost by it
         failure.message = f"{failure.message} [its back-off failed too: {_message(fault)}]"
         delay_ms = _PLAIN_RETRY.delay_ms(attempt, error)
-    return Dead(failure) if delay_ms is None else Retrying(_bounded_ms(delay_ms), failure)
+    return Dead(failure) if delay_ms is None else _retry(job, delay_ms, failure)
+
+
+def _retry(job: RunningJob, delay_ms: int, failure: Failure) -> Retrying | Dead:
+    """Retry, unless the next attempt would come too late: then the job ends now, with what went wrong."""
+    due_ms = _now_ms(job) + _bounded_ms(delay_ms)
+    envelope, enqueued_ms = job.envelope, job.delivery.enqueued_ms
+    until = job.spec.retry.until
+    limits = {
+        "its deadline": latest_start_ms(envelope, enqueued_ms),
+        "retry_until": envelope.retry_until_ms,
+        "the time for which its handler retries": enqueued_ms + to_ms(until) if until is not None else 0,
+    }
+    for what, limit_ms in limits.items():
+        if limit_ms and due_ms > limit_ms:
+            failure.message += f" [not tried again: that would be after {what}]"
+            return Dead(failure)
+    return Retrying(_bounded_ms(delay_ms), failure)
+
+
+def _later(job: RunningJob, delay_ms: int, reason: str) -> Snoozed | Expired:
+    """Run it again without counting an attempt, unless it would start after its deadline."""
+    delay_ms = _bounded_ms(delay_ms)
+    limit_ms = latest_start_ms(job.envelope, job.delivery.enqueued_ms)
+    return Expired() if limit_ms and _now_ms(job) + delay_ms > limit_ms else Snoozed(delay_ms, reason)
+
+
+def _spread_ms(job: RunningJob, asked_ms: int | None) -> int:
+    """Return how long to wait before the other side is asked again: never shorter than it said."""
+    if asked_ms is None:
+        asked_ms = max(1000, job.spec.retry.ceiling_ms(job.envelope.attempt))
+    return asked_ms + int(random.random() * min(asked_ms / 10, _MOST_SPREAD_MS))
+
+
+def _now_ms(job: RunningJob) -> int:
+    """Return the server's time, from when the job began and how long it has run."""
+    return job.begun_ms + int((get_running_loop().time() - job.begun_at) * 1000)
 
 
 def _bounded_ms(delay_ms: int) -> int:
@@ -203,7 +244,7 @@ def verdict(  # noqa: PLR0911 - a list of reasons, one return each
         return Parked(f"?version {envelope.version}", f"its envelope has version {envelope.version}")
     if spec is None:
         return Parked(f"?{envelope.handler[:_LONGEST_NAME]}", f"no handler is named {envelope.handler!r} here")
-    if envelope.deadline_ms and now_ms > envelope.deadline_ms:
+    if (envelope.deadline_ms or envelope.ttl_ms) and now_ms > latest_start_ms(envelope, delivery.enqueued_ms):
         return Expired()
     return None
 

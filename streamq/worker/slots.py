@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost
-from streamq.job import Delivery, Outcome, Parked, Retrying
+from streamq.job import Delivery, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
@@ -237,6 +237,8 @@ class Slots:
         match outcome:
             case Retrying(delay_ms=delay_ms):
                 event(log, logging.INFO, "job.retrying", retry_in_s=delay_ms / 1000, **fields)
+            case Snoozed(delay_ms=delay_ms, reason=reason):
+                event(log, logging.INFO, "job.snoozed", retry_in_s=delay_ms / 1000, reason=reason, **fields)
             case Parked(what=what, reason=reason):
                 # Told once: a queue full of them would say nothing else.
                 level = logging.DEBUG if what in self._parked else logging.WARNING

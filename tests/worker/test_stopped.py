@@ -166,3 +166,32 @@ async def test_a_cancelled_job_wakes_who_waits_for_its_result(app):
         assert await job.cancel("not needed") == "cancelled"
         with pytest.raises(JobFailed, match="is cancelled: Cancelled: not needed"):
             await waiting
+
+
+async def test_code_of_the_application_can_stop_and_let_go(app, work, ran):
+    """As the command line can; in every queue of the application."""
+
+    @app.handler(queue="mail", key="user")
+    async def mail(user: str) -> str:
+        return user
+
+    operator = app.operator
+    await operator.block(key="u1", reason="asked for it")
+    await operator.block(handler="greet", lasting=timedelta(hours=1))
+    await operator.pause("default", reason="deploy", lasting=timedelta(hours=1))
+    counts = await operator.counts()
+    assert sorted(counts) == ["default", "mail"]
+    assert [(block.kind, block.name, block.reason) for block in counts["mail"].blocks] == [
+        ("handler", "greet", ""),
+        ("key", "u1", "asked for it"),
+    ]
+    assert counts["default"].pause is not None
+    assert 3_590_000 < counts["default"].pause.until_ms - counts["default"].now_ms <= 3_600_000
+    job = await start(app, "greet", "u1")
+    await work()
+    assert await operator.resume("default")
+    assert not await operator.resume("default")
+    assert await operator.unblock(key="u1")
+    assert await operator.unblock(handler="greet")
+    assert not await operator.unblock(handler="greet")
+    assert await job.result() == "u1"

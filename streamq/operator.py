@@ -1,0 +1,118 @@
+"""What an operator does to the queues of an application, from code: cancel, pause, block, and let go again."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+from typing import TYPE_CHECKING
+
+from streamq.broker.inspection import Inspection
+from streamq.broker.orders import Orders
+from streamq.clock import to_ms
+from streamq.errors import JobNotFound
+from streamq.keys import Keys
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from datetime import timedelta
+
+    from streamq.broker.inspection import Counts
+    from streamq.broker.orders import Cancelled
+    from streamq.broker.server import Broker
+
+__all__ = ["Operator", "user_name"]
+
+
+def user_name() -> str:
+    """Return who runs this process; a container may have a user without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+class Operator:
+    """The operators' side of the queues of one application. Each call opens a connection and closes it."""
+
+    def __init__(self, broker: Broker, queues: Sequence[str], *, outbox_max: int) -> None:
+        self._broker = broker
+        self._queues = tuple(queues)
+        self._outbox_max = outbox_max
+
+    async def cancel(self, job_id: str, reason: str = "") -> Cancelled:
+        """End a job that waits or is delayed, or have its worker interrupt it if it runs.
+
+        Returns:
+            `cancelled`: it has ended. `asked`: it runs, and ends as cancelled once its handler lets go.
+
+        Raises:
+            JobNotFound: No queue has a living job of that id; it may have ended.
+        """
+        for queue in self._queues:
+            async with self._orders(queue) as orders:
+                with contextlib.suppress(JobNotFound):
+                    return await orders.cancel(job_id, reason=reason)
+        raise JobNotFound(f"no job {job_id!r} waits or runs in {', '.join(self._queues)}")
+
+    async def pause(self, queue: str, *, reason: str = "", lasting: timedelta | None = None) -> None:
+        """Give out no jobs of a queue, until it is resumed or the time is over. What runs is finished."""
+        async with self._orders(queue) as orders:
+            until_ms = await self._until_ms(queue, lasting)
+            await orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
+
+    async def resume(self, queue: str) -> bool:
+        """Give out the jobs of a queue again. Returns whether it was paused."""
+        async with self._orders(queue) as orders:
+            return await orders.resume()
+
+    async def block(
+        self, *, handler: str | None = None, key: str | None = None, reason: str = "", lasting: timedelta | None = None
+    ) -> None:
+        """Give out no jobs of a handler, or none of one user key, in any queue; other jobs go on.
+
+        They wait without using an attempt, and come back in their order when the block is lifted or its time is over.
+
+        Raises:
+            BadInput: Neither or both were named, or a queue has too many blocks.
+        """
+        for queue in self._queues:
+            async with self._orders(queue) as orders:
+                until_ms = await self._until_ms(queue, lasting)
+                await orders.block(handler=handler, key=key, reason=reason, by=user_name(), until_ms=until_ms)
+
+    async def unblock(self, *, handler: str | None = None, key: str | None = None) -> bool:
+        """Give them out again. Returns whether any queue had them blocked."""
+        lifted = False
+        for queue in self._queues:
+            async with self._orders(queue) as orders:
+                lifted = await orders.unblock(handler=handler, key=key) or lifted
+        return lifted
+
+    async def counts(self) -> Mapping[str, Counts]:
+        """Return what each queue holds, and what is paused or blocked in it."""
+        found: dict[str, Counts] = {}
+        wire = self._broker.wire()
+        try:
+            for queue in self._queues:
+                found[queue] = await Inspection(wire, Keys(queue)).counts()
+        finally:
+            await wire.close()
+        return found
+
+    async def _until_ms(self, queue: str, lasting: timedelta | None) -> int:
+        """Return the moment by the server's clock; 0: open."""
+        if lasting is None:
+            return 0
+        wire = self._broker.wire()
+        try:
+            return (await Inspection(wire, Keys(queue)).counts()).now_ms + to_ms(lasting)
+        finally:
+            await wire.close()
+
+    @contextlib.asynccontextmanager
+    async def _orders(self, queue: str) -> AsyncGenerator[Orders]:
+        wire = self._broker.wire()
+        try:
+            yield Orders(wire, Keys(queue), outbox_max=self._outbox_max)
+        finally:
+            await wire.close()
