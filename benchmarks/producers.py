@@ -1,7 +1,7 @@
 """How fast one process enqueues: streamq and plain redis-py in turns, in one interpreter, on one server.
 
 Run as a program: `python -m benchmarks.producers MODE URL '{"sizes"...}'`; the last line is JSON. Modes: `race` (all ways to
-enqueue, in turns), `fill`, `fill_when_told`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
+enqueue, in turns), `fill`, `users`, `fill_when_told`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
 """
 
 from __future__ import annotations
@@ -114,6 +114,17 @@ async def fill(count: int, handler: str = "noop", delay_ms: int = 0) -> dict[str
     return {"per_second": count / (time.perf_counter() - begun)}
 
 
+async def users(count: int) -> dict[str, float]:
+    """Put a job of each user in place, with its dedup key, in pages as a schedule does."""
+    cpu, begun = time.process_time(), time.perf_counter()
+    for start in range(0, count, 1_000):
+        some = range(start, min(count, start + 1_000))
+        await noop_of.enqueue_many([(f"user{number:07}", ARGUMENT[:108]) for number in some])
+    spent = time.perf_counter() - begun
+    await app.close()
+    return {"per_second": count / spent, "cpu_us": (time.process_time() - cpu) / count * 1e6}
+
+
 async def fill_when_told(folder: str, count: int) -> dict[str, float]:
     """Warm up, say so with a file, wait for another one, and only then put the jobs in place."""
     await noop.enqueue_many([ARGUMENT] * 256)
@@ -205,6 +216,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
     modes: dict[str, Callable[[Redis], Coroutine[Any, Any, Any]]] = {
         "race": lambda client: race(client, **sizes),
         "fill": lambda _client: fill(**sizes),
+        "users": lambda _client: users(**sizes),
         "fill_when_told": lambda _client: fill_when_told(**sizes),
         "pings": lambda client: pings(client, **sizes),
         "delays": lambda _client: delays(**sizes),

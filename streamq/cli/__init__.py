@@ -55,6 +55,7 @@ COMMANDS = {
             "streamq.cli.migrate:migrate",
             "Show what has to change in MongoDB for this version, and change it with --apply.",
         ),
+        "plan": Lazy("streamq.cli.plan:plan", "Say how many workers and how much Redis a number of users takes."),
         "doctor": Lazy("streamq.cli.status:doctor", "Check the servers and what runs on them, and say what to do."),
     },
 }
