@@ -46,7 +46,9 @@ COMMANDS = {
         "scale": Lazy("streamq.cli.machine:scale", "Run so many processes of a role."),
         "logs": Lazy("streamq.cli.machine:logs", "Show what the processes have printed."),
         "restart": Lazy("streamq.cli.machine:restart", "Restart the processes of a role."),
-        "health": Lazy("streamq.cli.health:health", "Answer a container's probe from the heartbeat file."),
+        "health": Lazy(
+            "streamq.cli.health:health", "Say whether the worker, or the parent of several, lives or is ready to work."
+        ),
         "down": Lazy("streamq.cli.machine:down", "Stop the parent and everything that it runs."),
     },
     "Set up": {
