@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from streamq.dedup import Dedup
 from streamq.errors import BadArguments, ConfigurationError, JobRejected, UnknownHandler
 from streamq.operator import Operator
-from streamq.options import Options
+from streamq.options import NO_OPTIONS, Options
 from streamq.queue import BATCH, Client, Draft, Items, Job, SyncBridge, draft
 from streamq.registry import HandlerSpec, Isolation, Priority, Registry
 from streamq.settings import Settings, load
@@ -233,10 +233,11 @@ class Handler(Generic[P, R]):
         return await self._app.client.explain(item.queue, item.dedup)
 
     def _draft(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options | None) -> Draft:
-        limit = self._app.settings.max_payload_bytes
-        if options is None:
-            return draft(self.spec, args, kwargs, max_payload_bytes=limit)
-        return draft(self.spec, args, kwargs, options, max_payload_bytes=limit)
+        settings, spec = self._app.settings, self.spec
+        lanes = settings.lanes and spec.queue not in settings.fifo_queues
+        return draft(
+            spec, args, kwargs, options or NO_OPTIONS, max_payload_bytes=settings.max_payload_bytes, lanes=lanes
+        )
 
     def draft(self, *args: Any, **kwargs: Any) -> Draft:
         """Check and encode a call without sending it."""
@@ -327,6 +328,7 @@ class StreamQ:
         timeout: timedelta | None = ...,
         priority: Priority = "normal",
         key: str | None = None,
+        cost: str | None = None,
         dedup: str | Sequence[str] | Dedup = (),
         retry: RetryPolicy | None = None,
         isolation: Isolation = "auto",
@@ -341,7 +343,7 @@ class StreamQ:
         Args:
             function: Given when the decorator is used bare.
             options: `name`, `queue`, `max_attempts`, `timeout` (None: for ever), `priority`; `key`, the name of the
-                argument that is the user key; `dedup`, the name or names of the arguments that make the dedup key, or a
+                argument that is the user key; `cost`, that of the argument that hints how long a job runs; `dedup`, the name or names of the arguments that make the dedup key, or a
                 `Dedup`;
                 `retry`; `isolation`, "process" for a child process that can be killed; `memory_limit`, how many bytes
                 a run there may take.

@@ -91,6 +91,7 @@ class Envelope(
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
         "dedup_scope": "gs", "keep_result_ms": "kr", "ttl_ms": "tl", "retry_until_ms": "ru",
+        "cost": "c",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -121,6 +122,8 @@ class Envelope(
     """How long after it was enqueued, by the server's clock, the job may start; 0: whenever."""
     retry_until_ms: _Whole = 0
     """Server time after which the job is not tried again; 0: none."""
+    cost: float | None = None
+    """The producer's hint of how long the job runs, on a scale of its own."""
 
 
 def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
@@ -132,7 +135,7 @@ def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
 class Delivery:
     """One handing of a job to this worker. `token` is what the index holds while the job is ours."""
 
-    __slots__ = ("crashes", "delivery", "digit", "enqueued_ms", "envelope", "id", "raw", "taken_at", "token")
+    __slots__ = ("crashes", "delivery", "digit", "enqueued_ms", "envelope", "id", "raw", "taken_at", "token", "why")
 
     def __init__(self, digit: int, token: bytes, job_id: bytes, raw: bytes, enqueued_ms: int, taken_at: float) -> None:
         self.digit = digit
@@ -145,6 +148,8 @@ class Delivery:
         self.delivery = 1
         self.crashes = 0
         self.envelope: Envelope | None = None
+        self.why = ""
+        """What makes the job slow; empty for a fast one."""
 
 
 @dataclass(slots=True)

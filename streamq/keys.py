@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from streamq.errors import ConfigurationError
 
-__all__ = ["GROUP", "HANDBACK", "LANES", "RECORDER_GROUP", "Keys", "check_queue_name", "lane_digit"]
+__all__ = ["GROUP", "HANDBACK", "LANES", "RECORDER_GROUP", "Keys", "check_queue_name", "lane_digit", "slow_digit"]
 
 LANES = ("high", "normal", "low", "high.slow", "normal.slow", "low.slow")
 """Priority times cost. A lane's digit, its place in the script's KEYS, is its index here plus one."""
@@ -28,6 +28,11 @@ _QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def lane_digit(lane: str) -> int:
     """Return the digit of a lane, 1 to 6."""
     return LANES.index(lane) + 1
+
+
+def slow_digit(digit: int) -> int:
+    """Return the digit of the slow lane of the same priority."""
+    return (digit - 1) % 3 + 4
 
 
 def check_queue_name(name: str) -> str:
@@ -115,6 +120,11 @@ class Keys:
     def cost(self) -> str:
         """Hash: learned cost of slow keys."""
         return self._key("cost")
+
+    @property
+    def times(self) -> str:
+        """Hash: how long jobs run, counted by bin, and the limit that follows from it."""
+        return self._key("times")
 
     def dedup(self, key: str) -> str:
         """Return the string that holds the id of the job with this dedup key."""

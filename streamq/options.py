@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,16 @@ from streamq.keys import LANES, lane_digit
 if TYPE_CHECKING:
     from streamq.dedup import Dedup
 
-__all__ = ["LONGEST_KEY", "NO_OPTIONS", "Options", "checked_digit", "checked_text", "due_of", "envelope_fields"]
+__all__ = [
+    "LONGEST_KEY",
+    "NO_OPTIONS",
+    "Options",
+    "checked_cost",
+    "checked_digit",
+    "checked_text",
+    "due_of",
+    "envelope_fields",
+]
 
 LONGEST_KEY = 512
 _MOST_ATTEMPTS = 1_000_000
@@ -28,6 +38,8 @@ class Options:
 
     key: str | None = None
     """The user or tenant that the job belongs to."""
+    cost: float | None = None
+    """A hint how long the job runs, on any scale: say, how many records the user has."""
     dedup: str | Dedup | None = None
     """A dedup key, by the handler's rule (until done, unless it has one), or a rule of its own."""
     delay: timedelta | None = None
@@ -124,6 +136,17 @@ def checked_text(text: object, what: str) -> str:
         except UnicodeEncodeError as error:
             raise BadArguments(f"{what} {text!r} is not text: {error.reason}") from None
     return text
+
+
+def checked_cost(cost: object, handler: str) -> float:
+    """Return a hint if it is one.
+
+    Raises:
+        BadArguments: It is no number, below 0, or infinite.
+    """
+    if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < math.inf:
+        raise BadArguments(f"a cost is a number, 0 or more, and {cost!r} came for {handler!r}")
+    return float(cost)
 
 
 def _checked_id(text: object) -> None:

@@ -40,8 +40,9 @@ from streamq.errors import (
     QueueFull,
     StreamQError,
 )
-from streamq.keys import Keys
-from streamq.options import NO_OPTIONS, Options, checked_digit, checked_text, due_of, envelope_fields
+from streamq.keys import Keys, slow_digit
+from streamq.lanes import NO_HINT, HintJudge, whose
+from streamq.options import NO_OPTIONS, Options, checked_cost, checked_digit, checked_text, due_of, envelope_fields
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -172,6 +173,7 @@ def draft(
     options: Options = NO_OPTIONS,
     *,
     max_payload_bytes: int = 262_144,
+    lanes: bool = True,
 ) -> Draft:
     """Check a call of a handler and encode it. Redis is not touched.
 
@@ -190,6 +192,8 @@ def draft(
         )
     digit = checked_digit(options.priority or spec.priority)
     item = Draft(options.id or new_job_id(), digit, envelope, handler=spec.name, queue=spec.queue)
+    if lanes:
+        item.whose = whose(spec.name, rest.get("u"), rest.get("c"))
     if rule is not None:
         item.dedup, item.scope, item.delay_ms = rest["g"], rule.word, rule.wait_ms
     if options is not NO_OPTIONS:
@@ -208,6 +212,9 @@ def _rest(
         key = str(spec.argument(spec.key, args, kwargs))
     if key is not None:
         rest["u"] = checked_text(key, "key")
+    cost = options.cost if options.cost is not None or spec.cost is None else spec.argument(spec.cost, args, kwargs)
+    if cost is not None:
+        rest["c"] = checked_cost(cost, spec.name)
     if rule is not None:
         rest["g"] = checked_text(_dedup_key(spec, rule, args, kwargs), "the dedup key")
         if rule.letter:
@@ -271,6 +278,7 @@ class Producer:
         self._turn = asyncio.Lock()
         self._waiting: deque[tuple[Draft, asyncio.Future[str]]] = deque()
         self._flusher: asyncio.Task[None] | None = None
+        self._judge = HintJudge()
 
     async def one(self, item: Draft) -> str:
         """Add one job, together with whatever else is being added just now. Returns its result."""
@@ -333,6 +341,7 @@ class Producer:
             BrokerUnavailable: No reply came in time. The jobs may be enqueued; enqueue them again with the same ids.
         """
         async with self._turn:
+            self._heed_hints(items)
             self._number = number = self._number + 1
             give_up_at = time.monotonic() + self._give_up_s
             pause_s = 0.05
@@ -353,6 +362,14 @@ class Producer:
         except BrokerUnavailable as error:
             self._trouble = error
             return None
+
+    def _heed_hints(self, items: Sequence[Draft]) -> None:
+        """Put jobs into the slow lane whose hint stands out; what was measured overrules it where it is known."""
+        signs = [item.whose for item in items]
+        if any(sign and sign[0] != NO_HINT for sign in signs):
+            for item, is_slow in zip(items, self._judge.judge(signs), strict=True):
+                if is_slow:
+                    item.digit = slow_digit(item.digit)
 
     async def confirm(self, replicas: int) -> None:
         """Wait until that many replicas have what was added so far.

@@ -47,6 +47,8 @@ class HandlerSpec:
     priority: Priority = "normal"
     key: str | None = None
     """The name of the argument that is the user key."""
+    cost: str | None = None
+    """The name of the argument that hints how long a job runs: any number that rises with it."""
     dedup: Dedup | None = None
     """When another job stands in for a new one; None: jobs are not deduplicated."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -146,7 +148,7 @@ def _check_names(spec: HandlerSpec, signature: inspect.Signature) -> None:
         raise ConfigurationError(
             f"{where} takes *{variadic[0]}: name each argument, so that a wrong call is refused when it is enqueued"
         )
-    for name in (*(spec.dedup.by if spec.dedup is not None else ()), *([spec.key] if spec.key else [])):
+    for name in (*(spec.dedup.by if spec.dedup is not None else ()), *filter(None, (spec.key, spec.cost))):
         if name not in signature.parameters:
             raise ConfigurationError(f"{where} has no argument {name!r}: it is {signature}")
 

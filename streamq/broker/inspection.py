@@ -124,6 +124,8 @@ class LaneEntry(NamedTuple):
     job_id: str
     envelope: bytes
     enqueued_ms: int
+    why: str = ""
+    """What put it into a slow lane."""
 
 
 class Flight(NamedTuple):
@@ -175,6 +177,8 @@ class Located(NamedTuple):
     worker: str = ""
     idle_ms: int = 0
     due_ms: int = 0
+    why: str = ""
+    """What put it into a slow lane."""
 
 
 class Explanation(NamedTuple):
@@ -432,7 +436,7 @@ def _lane_entry(lane: str, entry_id: bytes, raw: list[bytes]) -> LaneEntry | Non
     if b"j" not in fields:
         return None
     enqueued = fields.get(b"q") or entry_id.partition(b"-")[0]
-    return LaneEntry(lane, entry_id, _text(fields[b"j"]), fields.get(b"d", b""), int(enqueued))
+    return LaneEntry(lane, entry_id, _text(fields[b"j"]), fields.get(b"d", b""), int(enqueued), _text(fields.get(b"c")))
 
 
 def _delayed(job_id: bytes, due: bytes, payload: bytes) -> Delayed:
@@ -459,7 +463,7 @@ def _located(job_id: str, row: list[Any]) -> Located | None:
     running = bool(worker) and worker != HANDBACK
     return Located(
         job_id, "running" if running else "queued", entry.lane, entry.envelope, entry.enqueued_ms, entry_id,
-        worker if running else "", idle_ms if running else 0,
+        worker if running else "", idle_ms if running else 0, why=entry.why,
     )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ class Orders:
         if not found:
             return None, 0
         fields = found[0][1]
-        return fields[3], int(fields[5]) if len(fields) > 4 else int(entry.partition(b"-")[0])
+        more = dict(zip(fields[4::2], fields[5::2], strict=True))
+        return fields[3], int(more.get(b"q") or entry.partition(b"-")[0])
 
     async def _cancel(self, job_id: str, token: bytes, envelope: Envelope | None, said: tuple[int, str]) -> bytes:
         keys = self.keys

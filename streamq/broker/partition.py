@@ -13,20 +13,26 @@ import msgspec
 from streamq.broker.wire import Fault, ServerRefused, Wire
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
-from streamq.keys import GROUP, Keys
+from streamq.keys import GROUP, LANES, Keys
 from streamq.scripts import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Report", "Unregistered"]
+__all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Read", "Report", "Unregistered"]
 
 BATCH = 128
 """The most rows of a section in one script call; it bounds how long Redis is busy with one."""
 
 _PRODUCER_KEPT_MS = 86_400_000
 
+MOST_SLOW_KEYS = 100_000
+"""Slow keys that are remembered; beyond that the least slow ones go."""
+
 Arg = str | bytes | int | float
+
+Read = tuple[int, int, int]
+"""A lane's digit, the most jobs to read from it, and the most when the other lanes left room."""
 
 
 class Unregistered(Exception):
@@ -55,6 +61,8 @@ class NewJob(msgspec.Struct):
     """`Dedup.word`."""
     at_ms: int = 0
     """When it is due, server time; instead of `delay_ms`."""
+    whose: str = ""
+    """The bin of its cost hint as a character (`-`: none) and its field in the table of costs; empty: neither."""
 
 
 @dataclass(slots=True)
@@ -122,11 +130,12 @@ class Partition:
         self._cycle = load("cycle")
         self._add = load("add")
         self._add_keys = (
-            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts,
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts, keys.cost,
+            keys.times,
         )  # fmt: skip
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
-            keys.pause, keys.counts,
+            keys.pause, keys.counts, keys.cost,
         )  # fmt: skip
 
     @property
@@ -175,7 +184,7 @@ class Partition:
                     places[job.dedup] = place = len(keys)
                 if job.scope:
                     place = f"{place}{job.scope}"
-            args += (job.id, job.digit, f"@{job.at_ms}" if job.at_ms else job.delay_ms, place, job.envelope)
+            args += (job.id, job.digit, f"@{job.at_ms}" if job.at_ms else job.delay_ms, place, job.envelope, job.whose)
         reply = await self._wire.script(self._add, keys, args)
         return self._added(reply, len(jobs), max_depth)
 
@@ -211,7 +220,7 @@ class Partition:
         report: Report,
         *,
         want: int,
-        reads: Sequence[tuple[int, int]],
+        reads: Sequence[Read],
         dead_after_ms: int,
         control_cursor: bytes,
         limits: tuple[int, int],
@@ -223,7 +232,7 @@ class Partition:
             consumer: This worker's name here.
             report: What happened since the last cycle.
             want: How many jobs to bring at most, 0 to `BATCH`.
-            reads: Lane digit and the most jobs to read from it, in the order to read.
+            reads: Where to read, in that order; what one slow lane gives counts for all of them.
             dead_after_ms: How old a worker's beat may be before its jobs are taken over.
             control_cursor: The newest control entry seen.
             limits: The most entries of the outbox (0: keep none) and of the dead letters.
@@ -249,17 +258,50 @@ class Partition:
             args.append(len(rows) // width)
             args += rows
         args.append(len(reads))
-        for digit, most in reads:
-            args += (digit, most)
+        for read in reads:
+            args += read
         reply = await self._wire.script(self._cycle, keys, args)
         if reply[0] == b"FENCED":
             raise Unregistered
         return _cycle_reply(reply, now)
 
+    async def learn(
+        self,
+        limit_ms: float | None = None,
+        cut: int | None = None,
+        *,
+        counts: Sequence[Arg] = (),
+        runs: Sequence[Arg] = (),
+        most: int = MOST_SLOW_KEYS,
+    ) -> dict[str, str]:
+        """Add what was seen of run times to what is known.
+
+        Args:
+            limit_ms: From which a run is slow; None: not known.
+            cut: The bin of the hint from which jobs are slow; None: not known.
+            counts: Rows of a field of `times` and how many more, at most `BATCH`.
+            runs: Rows of a field of `cost` and the ms that a run took, at most `BATCH`.
+            most: How many slow keys to keep.
+
+        Returns:
+            All that is counted, by field.
+
+        Raises:
+            QueueFull: Redis is out of memory. Nothing was learned.
+        """
+        told: list[Arg] = ["" if limit_ms is None else round(limit_ms, 1), "" if cut is None else cut, most]
+        told += (len(counts) // 2, *counts, len(runs) // 2, *runs)
+        flat = await self._wire.script(load("learn"), [self.keys.cost, self.keys.times], told)
+        return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+
+    async def forget_costs(self) -> None:
+        """Forget what was learned of run times: nobody is slow."""
+        await self._wire.call("DEL", self.keys.cost, self.keys.times)
+
     async def wait(
-        self, consumer: str, count: int, block_ms: int, now_of: Any
+        self, consumer: str, count: int, block_ms: int, now_of: Any, *, lanes: int = len(LANES)
     ) -> tuple[list[Delivery], list[Arg], list[bytes]]:
-        """Block until a lane has something, and read it.
+        """Block until one of the first so many lanes has something, and read it.
 
         Returns:
             Deliveries and rows for the `markers` section, both empty when the time ran out; and what is stopped, as it
@@ -270,8 +312,8 @@ class Partition:
             BrokerUnavailable: A delivery may have been made that never arrived; see `strays`.
         """
         command: tuple[Arg, ...] = (
-            "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS", *self.keys.lanes,
-            *(">" for _ in self.keys.lanes),
+            "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "BLOCK", block_ms, "STREAMS",
+            *self.keys.lanes[:lanes], *(">",) * lanes,
         )  # fmt: skip
         try:
             reply, stopped = await self._wire.pipeline((command, ("HKEYS", self.keys.pause)), extra_s=block_ms / 1000)
@@ -375,8 +417,11 @@ def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delive
 
 
 def _delivery(digit: int, entry: bytes, token: bytes, fields: list[bytes], now: float) -> Delivery:
-    enqueued = fields[5] if len(fields) > 4 else entry[: entry.index(b"-")]
-    return Delivery(digit, token, fields[1], fields[3], int(enqueued), now)
+    more = dict(zip(fields[4::2], fields[5::2], strict=True)) if len(fields) > 4 else {}
+    delivery = Delivery(digit, token, fields[1], fields[3], int(more.get(b"q") or entry[: entry.index(b"-")]), now)
+    if b"c" in more:
+        delivery.why = more[b"c"].decode()
+    return delivery
 
 
 def unavailable(error: BaseException) -> bool:

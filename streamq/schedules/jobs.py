@@ -9,6 +9,7 @@ import orjson
 from streamq.broker.partition import NewJob
 from streamq.dedup import Dedup, dedup_key
 from streamq.keys import lane_digit
+from streamq.lanes import whose
 from streamq.schedules.occurrence import Occurrence, Schedule, user_word
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class JobMaker:
         self._prefix = f"{occurrence.name}:"
         self._digit = lane_digit(spec.priority)
         self._head = spec.head + b',"a":['
+        self._owner = whose(spec.name, "", None)
         deadline_ms = schedule.deadline_ms(occurrence, begun_ms)
         self._tail = b',"x":%d,"o":"%s"}' % (deadline_ms, occurrence.name.encode())
         self._max_payload_bytes = max_payload_bytes
@@ -81,7 +83,7 @@ class JobMaker:
         envelope = self._head + dumped + b'],"u":' + key
         rule = self._rule
         if rule is None:
-            return NewJob(self._prefix + word, self._digit, envelope + self._tail)
+            return NewJob(self._prefix + word, self._digit, envelope + self._tail, whose=self._owner + text)
         dedup = rule.key
         if dedup is None:
             dedup = dedup_key(self._handler, [text if part is _USER else part for part in self._parts])
@@ -90,7 +92,10 @@ class JobMaker:
             envelope += b',"gs":"%s"' % rule.letter.encode()
         if rule.window_ms:
             envelope += b',"gw":%d' % rule.window_ms
-        return NewJob(self._prefix + word, self._digit, envelope + self._tail, rule.wait_ms, dedup, rule.word)
+        return NewJob(
+            self._prefix + word, self._digit, envelope + self._tail, rule.wait_ms, dedup, rule.word,
+            whose=self._owner + text,
+        )  # fmt: skip
 
     def _objection(self, text: str, job: NewJob) -> str:
         """Say what is wrong with a job, if something is; the limits are those of any other job."""

@@ -1,11 +1,12 @@
 #!lua
 -- add: one call of a producer puts any number of jobs (at most 128) into a partition.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11 counts, 12.. dedup keys
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11 counts, 12 cost, 13 times, 14.. dedup keys
 -- ARGV  1 producer, 2 number of the call (from 1, rising), 3 keep ms: for how long the producer is remembered,
 --       4 cursor to store, 5 most jobs the partition may hold (0: any), 6 '1': the number must follow the last one,
 --       then per job: id, lane digit, delay ms (0: now; with '@' before it the due time in ms itself),
---       place of its dedup key in KEYS (0: none) and behind it the scope, envelope
+--       place of its dedup key in KEYS (0: none) and behind it the scope, envelope, whose: '' or the bin of its cost
+--       hint as a character ('-': none) and its field in cost ('': it has no key)
 -- Returns {'OK', now ms, '' or a result per job}   '' when every job is new; else per job 'n' new,
 --                                                  'p' already present, 'd' .. id of the dedup key's holder,
 --                                                  or 'r' .. id of the waiting job that got these arguments
@@ -24,9 +25,11 @@
 --            gets the arguments of those that follow
 --
 -- A call whose reply was lost is repeated with its number. It adds nothing, even when its jobs have ended by then.
+-- A key that is known as slow goes into the slow lane; of others the hint decides, by the measured cut if there is one,
+-- else as the lane digit says. The slow ones of a call go in longest first.
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
 local KEPT_TILL = 253370764800000 -- 9999-01-01: whoever ends before it sets the time
-local WIDTH, FIRST = 5, 7
+local WIDTH, FIRST, FIXED = 6, 7, 13
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local count = (#ARGV - FIRST + 1) / WIDTH
@@ -57,8 +60,8 @@ if count > 0 then
   for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
   places = redis.call('HMGET', KEYS[9], unpack(ids))
 end
-if #KEYS > 11 then
-  holders = redis.call('MGET', unpack(KEYS, 12))
+if #KEYS > FIXED then
+  holders = redis.call('MGET', unpack(KEYS, FIXED + 1))
   local held = {}
   for i = 1, #holders do if holders[i] then held[#held + 1] = holders[i] end end
   if #held > 0 then
@@ -76,10 +79,42 @@ local function runs(token)
   return held[1] ~= nil and held[1][2] ~= '@handback'
 end
 
--- Decide and write, job by job.
+-- Look: who is known as slow, and from which hint on jobs were.
+local means, cut = {}, nil
+local known_slow = redis.call('EXISTS', KEYS[12]) == 1
+local names, owners, is_hinted = {}, {}, false
+for i = 1, count do
+  local whose = ARGV[FIRST + i * WIDTH - 1]
+  if whose ~= '' then
+    is_hinted = is_hinted or string.byte(whose) ~= 45
+    if known_slow and #whose > 1 then
+      owners[#owners + 1], names[#names + 1] = i, string.sub(whose, 2)
+    end
+  end
+end
+if #names > 0 then
+  local found = redis.call('HMGET', KEYS[12], unpack(names))
+  for i = 1, #names do means[owners[i]] = found[i] and tonumber(string.match(found[i], '^[%d%.]+')) end
+end
+if is_hinted then cut = tonumber(redis.call('HGET', KEYS[13], 'cut') or nil) end
+
+-- The digit of a job's lane; of a slow one also why, and what to sort it by.
+local function lane_of(i, digit)
+  local whose = ARGV[FIRST + i * WIDTH - 1]
+  if whose == '' then return digit end
+  local base = (digit - 1) % 3 + 1
+  if means[i] then return base + 3, 'learned ' .. means[i], means[i] end
+  local bin = string.byte(whose) - 48
+  if bin < 0 then return digit end
+  if cut then digit = base + (bin >= cut and 3 or 0) end
+  if digit > 3 then return digit, 'hint', bin - 64 end
+  return digit
+end
+
+-- Decide and write, job by job; what goes into slow lanes is written at the end.
 local outcome, all_new = {}, true
 local seen, index, locks, due, payloads = {}, {'HSET', KEYS[9]}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
-local slots, since, earliest, taken_over = {}, {}, nil, 0
+local slots, since, slow, earliest, taken_over = {}, {}, {}, nil, 0
 
 local function delay_till(id, when, digit, envelope)
   local slot = slots[id] or #due + 1
@@ -129,34 +164,44 @@ end
 
 for i = 1, count do
   local at = FIRST + (i - 1) * WIDTH
-  local id, digit, delay, lock, place = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], nil
+  local id, delay, lock, place = ARGV[at], ARGV[at + 2], ARGV[at + 3], nil
   local scope, value
   if places[i] or seen[id] then
     outcome[i] = 'p'
   elseif lock ~= '0' then
     lock, scope, value = string.match(lock, '^(%d+)(%a?)(%d*)$')
     lock = tonumber(lock)
-    outcome[i], place = judge(holders[lock - 11], lock, scope, tonumber(value), at)
+    outcome[i], place = judge(holders[lock - FIXED], lock, scope, tonumber(value), at)
   end
   if outcome[i] then
     all_new = false
   else
     outcome[i], seen[id] = 'n', true
+    local digit, why, cost = lane_of(i, tonumber(ARGV[at + 1]))
     if not place and delay ~= '0' then place = 'z' end
     if place then
       since[id] = now
       delay_till(id, string.sub(place, 2, 2) == '>' and KEPT_TILL or due_at(delay), digit, ARGV[at + 4])
+    elseif why then
+      slow[#slow + 1] = {cost, i, digit, id, ARGV[at + 4], why}
+      place = digit .. '?' -- known at the end
     else
-      place = digit .. redis.call('XADD', KEYS[tonumber(digit)], '*', 'j', id, 'd', ARGV[at + 4])
+      place = digit .. redis.call('XADD', KEYS[digit], '*', 'j', id, 'd', ARGV[at + 4])
     end
     if scope == 't' or scope == 'p' then
       redis.call('SET', KEYS[lock], id, 'PX', scope == 't' and value or value - now % value)
     elseif scope then
       locks[#locks + 1], locks[#locks + 2] = KEYS[lock], id
     end
-    if scope then holders[lock - 11], alive[id] = id, place end
+    if scope then holders[lock - FIXED], alive[id] = id, place end
     index[#index + 1], index[#index + 2] = id, place
   end
+end
+table.sort(slow, function(a, b) return a[1] > b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+for _, job in ipairs(slow) do
+  local digit, id = job[3], job[4]
+  local place = redis.call('XADD', KEYS[digit], '*', 'j', id, 'd', job[5], 'c', job[6])
+  index[#index + 1], index[#index + 2] = id, digit .. place -- the last one counts
 end
 if taken_over > 0 then redis.call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
 if #index > 2 then redis.call(unpack(index)) end

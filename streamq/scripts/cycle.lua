@@ -3,7 +3,7 @@
 -- beat, settle, requeue, renew, promote, take over, read.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
---       15 counts, 16.. dedup keys and result streams
+--       15 counts, 16 cost, 17.. dedup keys and result streams
 -- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
 --       6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
@@ -17,7 +17,8 @@
 --                   worker here knows
 --         renewed   token, job id                                               still running
 --         markers   lane digit, entry id                                        wake-up entries to throw away
---         reads     lane digit, the most to read                                in this order
+--         reads     lane digit, the most to read, the most when the other lanes left room   in this order;
+--                   what one slow lane (digit 4 to 6) gives counts for all of them
 -- Returns {'FENCED', now ms}: the worker was given up. Nothing was written; it must drop what it holds
 --         {'OK', now ms, next due ms or -1, {refused job ids}, {job ids no longer ours to renew},
 --          {claimed: {digit, entry id, token, delivery, crashes, fields}..}, {read: digit, entries, ..},
@@ -29,8 +30,8 @@
 -- A job that waits for a block lies in `delayed` behind all dates, at BLOCKED + the block's number * SPAN + the ms when it was enqueued.
 local GROUP, HANDBACK, BATCH, BLOCKED, SPAN = 'g', '@handback', 128, 2 ^ 48, 2 ^ 42
 local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; and that there was one
-local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS = 6, KEYS[7], KEYS[8], KEYS[9],
-  KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS, COST = 6, KEYS[7], KEYS[8],
+  KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local call = redis.call
 
 local time = call('TIME')
@@ -51,7 +52,7 @@ local function section(width)
   return {rows = rows, first = first, last = position - 1, width = width}
 end
 local settled, dedups, results, letters = section(3), section(3), section(4), section(3)
-local requeued, renewed, markers, reads = section(7), section(2), section(2), section(2)
+local requeued, renewed, markers, reads = section(7), section(2), section(2), section(3)
 if not (settled and dedups and results and letters and requeued and renewed and markers and reads)
   or position ~= #ARGV + 1 then
   return redis.error_reply('ERR cycle: the sections of ' .. #ARGV .. ' arguments do not add up')
@@ -216,15 +217,29 @@ if renewed.rows > 0 then
   end
 end
 
+-- A delayed job goes by what is known of its key when it is due.
+local function lane_now(digit, envelope)
+  if not string.find(envelope, '"u":', 1, true) then return digit end
+  local is_json, job = pcall(cjson.decode, envelope)
+  local known = is_json and type(job.u) == 'string' and call('HGET', COST, job.h .. '|' .. job.u)
+  if not known then return digit end
+  return (digit - 1) % 3 + 4, 'learned ' .. string.match(known, '^[%d%.]+')
+end
+
 -- Promote what is due. The payload is looked up before anything is removed.
 local function promote(from, to)
   local due = call('ZRANGE', DELAYED, from, to, 'BYSCORE', 'LIMIT', 0, BATCH)
   if #due == 0 then return 0 end
   local payloads, places = call('HMGET', PAYLOAD, unpack(due)), {'HSET', INDEX}
+  local known_slow = call('EXISTS', COST) == 1
   for i = 1, #due do
     if payloads[i] then
       local digit, enqueued, envelope = string.match(payloads[i], '^(%d)|(%d+)|(.*)$')
-      local place = call('XADD', KEYS[tonumber(digit)], '*', 'j', due[i], 'd', envelope, 'q', enqueued)
+      local why
+      digit = tonumber(digit)
+      if known_slow then digit, why = lane_now(digit, envelope) end
+      local fields = {'j', due[i], 'd', envelope, 'q', enqueued, why and 'c', why}
+      local place = call('XADD', KEYS[digit], '*', unpack(fields))
       append(places, due[i])
       append(places, digit .. place)
     end
@@ -310,20 +325,20 @@ if gone then
 end
 
 -- Read, lane by lane; what a lane's share left over goes to the lanes that have more.
-local read = {}
+local read, slow = {}, 0
 if not paused then
   for pass = 1, 2 do
-    for at = reads.first, reads.last, 2 do
+    for at = reads.first, reads.last, 3 do
       if want <= 0 then break end
-      local digit, most = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-      local ask = pass == 1 and math.min(want, most) or (most < want and want or 0)
+      local digit, most = tonumber(ARGV[at]), tonumber(ARGV[at + pass])
+      local ask = math.min(want, digit > 3 and most - slow or most, BATCH)
       if ask > 0 then
-        ask = math.min(ask, BATCH)
         local got = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', ask, 'STREAMS', KEYS[digit], '>')
         if got then
           append(read, digit)
           append(read, got[1][2])
           want = want - #got[1][2]
+          if digit > 3 then slow = slow + #got[1][2] end
         end
       end
     end

@@ -93,6 +93,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: Annotated[int, _about("largest job that may be enqueued", ge=1)] = 262_144
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0
     slow_share: Annotated[float, _about("share of the slots that slow jobs may hold", ge=0, le=1)] = 0.5
+    lanes: Annotated[bool, _about("learn who is slow, and keep slow jobs from holding up fast ones")] = True
+    fifo_queues: Annotated[
+        tuple[_QueueName, ...],
+        _about(
+            "queues without lanes by cost, comma separated",
+            flag="--fifo-queue",
+            expected="names separated by commas, each of 1 to 64 letters, digits, '_', '.' or '-'",
+        ),
+    ] = ()
+    slow_limit_ms: Annotated[int, _about("run time from which a job is slow; 0: as the run times tell", ge=0)] = 0
+    burst_slots: Annotated[
+        int, _about("more jobs at once while jobs that nobody knew to be slow hold slots", ge=0, le=10_000)
+    ] = 0
     outbox_max: Annotated[int, _about("most entries of the outbox", ge=1)] = 200_000
     keep_completed_ms: Annotated[int, _about("how long MongoDB keeps the status of a completed job", ge=600_000)] = (
         86_400_000

@@ -18,6 +18,7 @@ from streamq.broker.wire import Fault, ServerRefused
 from streamq.clock import ServerClock
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull
 from streamq.logs import event
+from streamq.worker.costs import Costs
 from streamq.worker.settle import Settled, add_to_report
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Pump:
         self.finished: deque[Settled] = deque()
         """Settled by the next cycle."""
         self.clock = ServerClock()
+        self.costs = Costs(slots.settings, queue)
         self.stopped: frozenset[str] = frozenset()
         """Handlers (`h:..`) and user keys (`k:..`) that are blocked; nearly always empty."""
         self.reserved = 0
@@ -210,6 +212,7 @@ class Pump:
 
     async def _turn(self) -> None:
         """Say what happened and get what there is: one round trip."""
+        is_beat = self._loop.time() >= self._next_beat_at
         items, report = self._report()
         self._saying = len(items)
         want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.room())
@@ -234,6 +237,13 @@ class Pump:
             self.reserved -= want
             self._saying = 0
         self._take(reply, want)
+        if is_beat:
+            await self._learn()
+
+    async def _learn(self) -> None:
+        """Share what was seen of run times. Without it the jobs run all the same, in the lanes that were known."""
+        with contextlib.suppress(QueueFull):
+            await self.costs.exchange(self._partition, is_busy=self._slots.busy > 0)
 
     def _report(self) -> tuple[list[Settled], Report]:
         finished = self.finished
@@ -329,7 +339,8 @@ class Pump:
         if self._loop.time() >= self._next_sweep_at:
             await self._sweep()
             return
-        wake_at = min(at for at in (self._next_beat_at, self._next_due_at, self._next_sweep_at) if at)
+        alarms = (self._next_beat_at, self._next_due_at, self._next_sweep_at, self._slots.next_loan_at())
+        wake_at = min(at for at in alarms if at)
         alarm = self._loop.call_at(wake_at, self._wake.set)
         try:
             await self._wake.wait()
@@ -346,11 +357,11 @@ class Pump:
             if error is not None:
                 self._reader = None
                 raise error
-        self._reader = self._loop.create_task(self._read(self._slots.free()))
+        self._reader = self._loop.create_task(self._read(*self._slots.blocking_read()))
         self._reader.add_done_callback(lambda _: self._wake.set())
 
-    async def _read(self, count: int) -> None:
-        """Wait inside Redis for the next jobs, as many as there are free slots now.
+    async def _read(self, count: int, lanes: int) -> None:
+        """Wait inside Redis for the next jobs, at most so many of each of the first lanes.
 
         This promises no slots: while it waits, a beat may bring a dead worker's jobs. Should both bring some at once,
         what cannot start goes back. While the queue is paused it waits for operators instead.
@@ -360,7 +371,9 @@ class Pump:
             await self._reading.listen(self._control_cursor, max(1, min(BLOCK_MS, int(ends_in_ms))))
             self._next_beat_at = 0.0
             return
-        deliveries, markers, stopped = await self._reading.wait(self.consumer, count, BLOCK_MS, self._loop.time)
+        deliveries, markers, stopped = await self._reading.wait(
+            self.consumer, count, BLOCK_MS, self._loop.time, lanes=lanes
+        )
         self._markers += markers
         if deliveries or markers:
             self._hungry = True

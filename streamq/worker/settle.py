@@ -23,7 +23,7 @@ from streamq.job import (
     Retrying,
     Snoozed,
 )
-from streamq.keys import LANES
+from streamq.keys import LANES, slow_digit
 
 if TYPE_CHECKING:
     from streamq.broker.partition import Arg, Report
@@ -90,6 +90,8 @@ def _record(delivery: Delivery, state: str, begun_ms: int, finished_ms: int) -> 
             record["m"] = envelope.max_attempts
     if delivery.crashes:
         record["c"] = delivery.crashes
+    if delivery.why:
+        record["y"] = delivery.why
     return record
 
 
@@ -167,7 +169,8 @@ def _requeued(delivery: Delivery, outcome: Retrying | Snoozed | Parked, begun_ms
         raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))
     settled = Settled(delivery, record)
     delay = outcome.what if isinstance(outcome, Parked) else outcome.delay_ms
-    settled.requeue = (delay, delivery.digit, delivery.enqueued_ms, raw)
+    digit = slow_digit(delivery.digit) if delivery.why else delivery.digit
+    settled.requeue = (delay, digit, delivery.enqueued_ms, raw)
     return settled
 
 

@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from streamq import lanes
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost
-from streamq.job import Delivery, Outcome, Parked, Retrying, Snoozed
+from streamq.job import Completed, Delivery, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
 from streamq.worker.settle import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
-    from streamq.broker.partition import Arg
+    from streamq.broker.partition import Arg, Read
     from streamq.registry import Registry
     from streamq.settings import Settings
     from streamq.worker.pump import Pump
@@ -42,7 +44,9 @@ STUCK_S = 10.0
 """A handler that was interrupted and has not ended after this long does not heed it."""
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
-_FAST_LANES = ((1, 128), (2, 128), (3, 128))
+_FAST_LANES, _ALL_LANES = 3, 6
+_ALIKE = [(digit, 128, 0) for digit in (1, 4, 2, 5, 3, 6)]
+"""How lanes are read when cost does not matter."""
 _UNHURRIED_EVERY = 8
 """Each that many cycles the lanes are read lowest priority first, so that none starves."""
 
@@ -62,6 +66,8 @@ class Slots:
         self.on_stuck: Callable[[RunningJob], None] = lambda _: None
         self._calls = Calls(registry, threads)
         self._capacity = settings.worker_concurrency
+        self._burst = settings.burst_slots if settings.lanes else 0
+        self._slow_share = lanes.slow_share(self._capacity, settings.slow_share)
         self._active = 0
         """Slots that have a task."""
         self._alone = False
@@ -86,7 +92,7 @@ class Slots:
         if self.is_quiet or self._alone or any(pump.suspects for pump in self.pumps):
             return 0
         held = self._active + sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
-        return max(0, self._capacity - held)
+        return max(0, self._capacity + self._lent() - held)
 
     def room(self) -> int:
         """Return how many jobs may be read now: those that could start, and those that will within `_AHEAD_S`."""
@@ -97,7 +103,34 @@ class Slots:
             if pump.suspects:
                 return 0
             held += len(pump.buffer) + pump.reserved
-        return max(0, self._capacity + self._ahead() - held)
+        return max(0, self._capacity + self._lent() + self._ahead() - held)
+
+    def _lent(self) -> int:
+        """Return how many more jobs may run because others turned out to be slow.
+
+        Only async handlers lend: with every plain one in a thread of its own, there is a thread for each that starts.
+        """
+        if not self._burst:
+            return 0
+        now = self._loop.time()
+        overran = (now - job.begun_at >= pump.costs.limit_s for job, pump in self._unknown_async())
+        return min(self._burst, sum(overran))
+
+    def _unknown_async(self) -> Iterator[tuple[RunningJob, Pump]]:
+        return (
+            (job, pump)
+            for job, pump in self.running.values()
+            if job.delivery.digit <= _FAST_LANES and job.spec.is_async
+        )
+
+    def next_loan_at(self) -> float:
+        """Return when the next slot is lent, on the loop's clock; 0: nobody knows."""
+        if not self._burst:
+            return 0.0
+        now = self._loop.time()
+        ends = (job.begun_at + pump.costs.limit_s for job, pump in self._unknown_async())
+        soonest = min((end for end in ends if end > now), default=math.inf)
+        return soonest if soonest < math.inf else 0.0
 
     def _ahead(self) -> int:
         """Return how many jobs to read ahead: none unless they are short, and end at a steady pace."""
@@ -106,13 +139,43 @@ class Slots:
             return 0
         return min(_MOST_AHEAD, int(self._rate * _AHEAD_S))
 
-    def reads(self, cycle: int) -> Sequence[tuple[int, int]]:
+    def reads(self, cycle: int) -> Sequence[Read]:
         """Return the lanes to read, in order, and the most to read from each."""
-        slow = sum(1 for job, _ in self.running.values() if job.delivery.digit > 3)
-        share = max(1, int(self._capacity * self.settings.slow_share)) - slow
-        lanes = [*_FAST_LANES, *((digit, max(0, share)) for digit in (4, 5, 6))]
-        order = (lanes[0], lanes[3], lanes[1], lanes[4], lanes[2], lanes[5])
-        return order if cycle % _UNHURRIED_EVERY else order[::-1]
+        reverse = cycle % _UNHURRIED_EVERY == 0
+        if not self.settings.lanes:
+            return _ALIKE[::-1] if reverse else _ALIKE
+        waiting = sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
+        free = max(0, self._capacity - self._active - waiting)
+        slow_first = self._slow_share < self._capacity
+        return lanes.reads(self._slow_room(), free, slow_first=slow_first, reverse=reverse)
+
+    def blocking_read(self) -> tuple[int, int]:
+        """Return how many jobs an idle worker waits for, and of how many lanes.
+
+        What comes meanwhile is read without regard to shares, so it asks for no more than slow jobs may have; the cycle
+        after it brings the rest. Slots that were lent are for the fast lanes.
+        """
+        if not self.settings.lanes:
+            return self.free(), _ALL_LANES
+        waiting = sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
+        if self._active + waiting >= self._capacity:
+            return self.free(), _FAST_LANES
+        return max(1, min(self.free(), self._slow_room())), _ALL_LANES
+
+    def _slow_room(self) -> int:
+        """Return how many more slow jobs may start while there are fast ones.
+
+        A job that overran in the fast lane counts as slow, but those do not take the slow lane's last slot.
+        """
+        now = self._loop.time()
+        known = overran = 0
+        for job, pump in self.running.values():
+            if job.delivery.digit > _FAST_LANES:
+                known += 1
+            elif now - job.begun_at >= pump.costs.limit_s:
+                overran += 1
+        known += sum(delivery.digit > _FAST_LANES for pump in self.pumps for delivery in pump.buffer)
+        return max(0, self._slow_share - known - overran, 1 - known)
 
     # Starting.
 
@@ -126,7 +189,7 @@ class Slots:
             return
         waiting = sum(len(pump.buffer) for pump in self.pumps)
         most = waiting if self._mean_s > _AT_ONCE_S else 1
-        for _ in range(min(self._capacity - self._active, waiting, most)):
+        for _ in range(min(self._capacity + self._lent() - self._active, waiting, most)):
             self._start_slot()
         if not self._active:
             self._start_suspect()
@@ -155,19 +218,22 @@ class Slots:
         try:
             while (found := self._next()) is not None:
                 delivery, pump = found
-                if pump.buffer and not self._starting and self._active < self._capacity and not self._alone:
+                if pump.buffer and not self._starting and self._may_start() and not self._alone:
                     self._start_slot()
                 outcome, job = await self._run_one(delivery, pump, here)
                 self._end(delivery, pump, outcome, job)
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
                 if job is not None and (job.stop or contextvars.copy_context() != clean):
                     break
-                if self._alone:
+                if self._alone or (self._burst and self._active > self._capacity + self._lent()):
                     break
         finally:
             self._active -= 1
             self._alone = False
             self.fill()
+
+    def _may_start(self) -> bool:
+        return self._active < self._capacity or self._active < self._capacity + self._lent()
 
     def _next(self) -> tuple[Delivery, Pump] | None:
         pumps = self.pumps
@@ -200,12 +266,16 @@ class Slots:
         finally:
             here.delivery = None
             self.running.pop(delivery.id, None)
-            self._measure(job, self._loop.time())
+            self._measure(job, pump, self._loop.time())
 
-    def _measure(self, job: RunningJob, now: float) -> None:
-        """Learn how long jobs take and how many end a second; that decides how many to read ahead."""
-        job.ended_at = self._finished_at = now
-        self._mean_s += (now - job.begun_at - self._mean_s) * 0.1
+    def _measure(self, job: RunningJob, pump: Pump, now: float) -> None:
+        """Learn how long fast jobs take and how many end a second; that decides how many to read ahead."""
+        job.ended_at = now
+        run_s = now - job.begun_at
+        if job.delivery.digit > _FAST_LANES or run_s >= pump.costs.limit_s:
+            return
+        self._finished_at = now
+        self._mean_s += (run_s - self._mean_s) * 0.1
         self._rate_count += 1
         window_s = now - self._rate_from
         if window_s > 0.05:
@@ -217,6 +287,8 @@ class Slots:
     def _end(self, delivery: Delivery, pump: Pump, outcome: Outcome, job: RunningJob | None) -> None:
         finished_ms = pump.clock.at(job.ended_at if job is not None else self._loop.time())
         begun_ms = job.begun_ms if job is not None else finished_ms
+        if job is not None and pump.costs.is_on:
+            self._learn(job, pump, outcome)
         item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
             pump.finish(item)
@@ -224,6 +296,14 @@ class Slots:
         self.counters[kind] += 1
         if kind != "completed":
             self._tell(delivery, outcome, kind)
+
+    @staticmethod
+    def _learn(job: RunningJob, pump: Pump, outcome: Outcome) -> None:
+        run_s, costs, delivery = job.ended_at - job.begun_at, pump.costs, job.delivery
+        if run_s >= costs.limit_s and delivery.digit <= _FAST_LANES:
+            delivery.why = f"overran {run_s * 1000:.0f}"
+        if job.envelope.key is not None or job.envelope.cost is not None:
+            costs.note(delivery, run_s, is_done=isinstance(outcome, Completed))
 
     def _tell(self, delivery: Delivery, outcome: Outcome, kind: str) -> None:
         envelope = delivery.envelope

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from streamq.broker.orders import Orders
-from streamq.broker.partition import CallRepeated, NewJob, Partition, Report, Unregistered
+from streamq.broker.partition import CallRepeated, NewJob, Partition, Read, Report, Unregistered
 from streamq.broker.server import Broker
 from streamq.codec import decode_envelope, encode_envelope
 from streamq.errors import BrokerUnavailable, JobNotFound
@@ -50,9 +50,9 @@ NAMES = [f"job{number}" for number in range(6)]
 LOCKS = ["k0", "k1"]
 LONG_MS = 3_600_000
 ORDERS_OF_READING = [
-    [(digit, 128) for digit in range(1, 7)],
-    [(digit, 128) for digit in range(6, 0, -1)],
-    [(5, 1), (2, 128), (1, 1)],
+    [(digit, 128, 0) for digit in range(1, 7)],
+    [(digit, 128, 0) for digit in range(6, 0, -1)],
+    [(5, 1, 3), (2, 128, 0), (1, 1, 1), (4, 1, 2)],
 ]
 FAILURE = Failure("ValueError", "no")
 OUTCOMES: list[Outcome] = [
@@ -69,7 +69,7 @@ new_jobs = st.tuples(places, st.integers(1, 6), seldom, st.integers(-2, 1), st.b
 outcomes = st.lists(st.sampled_from(OUTCOMES), max_size=3)
 
 PickedJob = tuple[int, int, bool, int, bool, bool]
-Shares = list[tuple[int, int]]
+Shares = list[Read]
 
 
 # ---- the model
@@ -706,11 +706,14 @@ class QueueMachine(RuleBasedStateMachine):
         taken: list[tuple[str, str]],
     ) -> None:  # fmt: skip
         """New entries, lane by lane; then what the shares left over."""
+        slow = 0
         for is_first in (True, False):
-            for digit, most in order:
-                ask = min(want, most) if is_first else (want if most < want else 0)
+            for digit, most_now, most_then in order:
+                most = most_now if is_first else most_then
+                ask = max(0, min(want, most - slow if digit > 3 else most))
                 got, unread[digit] = unread[digit][:ask], unread[digit][ask:]
                 want -= len(got)
+                slow += len(got) if digit > 3 else 0
                 for job_id in got:
                     if job_id is not None:
                         job = self.model.live[job_id]
@@ -869,4 +872,4 @@ def test_model_and_server_agree_when_the_server_is_killed_in_between(redis_serve
 
 def test_lanes_of_the_model_are_those_of_the_partition():
     """The rules choose among digits; each must be a lane."""
-    assert max(digit for order in ORDERS_OF_READING for digit, _ in order) == len(LANES)
+    assert max(digit for order in ORDERS_OF_READING for digit, _, _ in order) == len(LANES)

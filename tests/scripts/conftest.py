@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streamq.broker.partition import Added, CycleReply, Partition
     from streamq.job import Delivery
 
-EVERY_LANE = tuple((digit, 128) for digit in range(1, 7))
+EVERY_LANE = tuple((digit, 128, 0) for digit in range(1, 7))
 LONG_MS = 3_600_000
 
 

@@ -46,7 +46,7 @@ async def test_a_call_may_have_a_full_batch_and_no_more(board):
     await board.add(*(f"j{number}" for number in range(BATCH)))
     assert await board.redis.hlen(board.keys.index) == BATCH
     before = await board.snapshot()
-    with pytest.raises(ServerRefused, match="add: 651 arguments are not 0 to 128 jobs"):
+    with pytest.raises(ServerRefused, match="add: 780 arguments are not 0 to 128 jobs"):
         await board.add(*(f"k{number}" for number in range(BATCH + 1)))
     assert await board.snapshot() == before
 
@@ -268,7 +268,7 @@ async def test_when_memory_is_full_a_producer_is_refused_and_workers_go_on(redis
 
         async def cycle(report, want):
             return await partition.cycle(
-                "w1", report, want=want, reads=[(2, 10)], dead_after_ms=5000, control_cursor=b"0-0", limits=(10, 10),
+                "w1", report, want=want, reads=[(2, 10, 0)], dead_after_ms=5000, control_cursor=b"0-0", limits=(10, 10),
                 now=0.0,
             )  # fmt: skip
 
@@ -285,3 +285,54 @@ async def test_when_memory_is_full_a_producer_is_refused_and_workers_go_on(redis
     finally:
         await partition.wire.close()
         await broker.close()
+
+
+# ---- lanes by cost
+
+
+async def test_the_job_of_a_slow_key_goes_into_the_slow_lane_and_says_why(board):
+    """Whoever is not known as slow is fast."""
+    await board.redis.hset(board.keys.cost, mapping={"h|ada": "812|1", "g|bob": "900|1"})
+    jobs = [NewJob("a", 2, b"a", whose="-h|ada"), NewJob("b", 2, b"b", whose="-h|bob"), NewJob("c", 1, b"c")]
+    await board.partition.add("p", 1, jobs)
+    assert [await board.lane(lane) for lane in ("normal.slow", "normal", "high")] == [["a"], ["b"], ["c"]]
+    ((entry, fields),) = await board.redis.xrange(board.keys.lanes[4])
+    assert fields == {"j": "a", "d": "a", "c": "learned 812"}
+    assert await board.token("a") == f"5{entry}"
+
+
+async def test_the_slow_jobs_of_a_call_go_in_longest_first(board):
+    """The last to start should be short: it is what everybody waits for."""
+    means = {"a": 300, "b": 9000, "c": 800, "d": 9000}
+    await board.redis.hset(board.keys.cost, mapping={f"h|{key}": f"{mean}|1" for key, mean in means.items()})
+    await board.partition.add("p", 1, [NewJob(key, 2, b"x", whose=f"-h|{key}") for key in means])
+    assert await board.lane("normal.slow") == ["b", "d", "c", "a"]
+
+
+async def test_a_delayed_job_of_a_slow_key_waits_for_the_slow_lane(board):
+    await board.redis.hset(board.keys.cost, "h|ada", "812|1")
+    await board.partition.add("p", 1, [NewJob("a", 2, b"a", 60_000, whose="-h|ada")])
+    assert (await board.redis.hget(board.keys.payload, "a")).startswith("5|")
+    assert await board.token("a") == "z"
+
+
+async def test_a_hint_decides_as_the_producer_says_until_there_is_a_measured_cut(board):
+    """A producer has nothing but its own hints to compare; workers know what they meant."""
+    sign = chr(ord("0") + 26)
+    await board.partition.add(
+        "p", 1, [NewJob("a", 5, b"a", whose=sign + "h|a"), NewJob("b", 2, b"b", whose=sign + "h|b")]
+    )
+    await board.redis.hset(board.keys.times, "cut", "27")
+    await board.partition.add("p", 2, [NewJob("c", 5, b"c", whose=sign + "h|c")])
+    await board.redis.hset(board.keys.times, "cut", "26")
+    await board.partition.add("p", 3, [NewJob("d", 2, b"d", whose=sign)])
+    assert (await board.lane("normal.slow"), await board.lane()) == (["a", "d"], ["b", "c"])
+    entries = await board.redis.xrange(board.keys.lanes[4])
+    assert [fields["c"] for _, fields in entries] == ["hint", "hint"]
+
+
+async def test_what_was_measured_of_a_key_overrules_its_hint(board):
+    await board.redis.hset(board.keys.cost, "h|ada", "812|1")
+    await board.redis.hset(board.keys.times, "cut", "27")
+    await board.partition.add("p", 1, [NewJob("a", 2, b"a", whose="0h|ada")])
+    assert await board.lane("normal.slow") == ["a"]

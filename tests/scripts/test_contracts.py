@@ -40,10 +40,11 @@ CALLS = {
     "bury": lambda p: p.bury(["w1", "w2"]),
     "cancel": lambda p: Orders(p.wire, p.keys).cancel("a"),
     "cycle": lambda p: p.cycle(
-        "w1", REPORT, want=3, reads=[(1, 3)], dead_after_ms=1, control_cursor=b"0-0", limits=(1, 1), now=0.0
+        "w1", REPORT, want=3, reads=[(1, 3, 0)], dead_after_ms=1, control_cursor=b"0-0", limits=(1, 1), now=0.0
     ),
     "flights": lambda p: Inspection(p.wire, p.keys).flights(limit=1),
     "lead": lambda p: FanOuts(p).lead("hourly", "me", 1000),
+    "learn": lambda p: p.learn(20.0, 3, counts=["t1", 1], runs=["h|k", 30]),
     "leave": lambda p: p.leave("w1"),
     "locate": lambda p: Inspection(p.wire, p.keys).locate_many(["a", "b"]),
     "mend": lambda p: Repairs(p, "me").mend([b"a", b"b"], repair=True),
@@ -156,7 +157,7 @@ def test_a_script_states_its_contract_on_top(name):
 def test_only_scripts_that_make_something_new_are_refused_when_memory_is_full(name):
     """A worker must be able to settle and leave; a producer must be told."""
     flags = load(name).source.splitlines()[0]
-    assert ("allow-oom" in flags) == (name not in {"add", "lead", "replay"})
+    assert ("allow-oom" in flags) == (name not in {"add", "lead", "learn", "replay"})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import redis.exceptions
 
-from streamq.broker.partition import BATCH, Unregistered
+from streamq.broker.partition import BATCH, NewJob, Unregistered
 from streamq.broker.wire import Fault, ServerRefused
 from streamq.keys import HANDBACK, LANES
 
@@ -559,9 +559,9 @@ async def test_lanes_are_read_in_the_order_that_was_asked(board):
     await board.join("w1")
     for lane in ("low", "high", "normal"):
         await board.add(f"{lane}1", f"{lane}2", lane=lane)
-    first = await board.read("w1", 3, reads=[(1, 128), (2, 128), (3, 128)])
+    first = await board.read("w1", 3, reads=[(1, 128, 0), (2, 128, 0), (3, 128, 0)])
     assert [delivery.id for delivery in first] == [b"high1", b"high2", b"normal1"]
-    rest = await board.read("w1", 2, reads=[(3, 128), (2, 128)])
+    rest = await board.read("w1", 2, reads=[(3, 128, 0), (2, 128, 0)])
     assert [delivery.id for delivery in rest] == [b"low1", b"low2"]
 
 
@@ -570,7 +570,7 @@ async def test_a_lane_gives_no_more_than_its_share_while_others_have_work(board)
     await board.join("w1")
     await board.add("s1", "s2", "s3", lane="normal.slow")
     await board.add("n1", "n2", "n3")
-    found = await board.read("w1", 4, reads=[(5, 1), (2, 128)])
+    found = await board.read("w1", 4, reads=[(5, 1, 4), (2, 128, 0)])
     assert [delivery.id for delivery in found] == [b"s1", b"n1", b"n2", b"n3"]
 
 
@@ -579,8 +579,46 @@ async def test_what_a_lane_leaves_over_goes_to_the_lanes_that_have_more(board):
     await board.join("w1")
     await board.add("s1", "s2", "s3", lane="normal.slow")
     await board.add("n1")
-    found = await board.read("w1", 4, reads=[(5, 1), (2, 128)])
+    found = await board.read("w1", 4, reads=[(5, 1, 4), (2, 128, 0)])
     assert [delivery.id for delivery in found] == [b"s1", b"n1", b"s2", b"s3"]
+
+
+async def test_what_is_left_over_goes_to_slow_lanes_only_as_far_as_slots_are_free(board):
+    """A slow job that is read ahead would wait behind nothing but its like."""
+    await board.join("w1")
+    await board.add("s1", "s2", "s3", lane="normal.slow")
+    found = await board.read("w1", 4, reads=[(5, 1, 2), (2, 128, 0)])
+    assert [delivery.id for delivery in found] == [b"s1", b"s2"]
+
+
+async def test_slow_lanes_share_what_slow_jobs_may_have(board):
+    """Three priorities with a share each would be more than all slots."""
+    await board.join("w1")
+    for lane in ("high.slow", "normal.slow", "low.slow"):
+        await board.add(f"{lane}1", f"{lane}2", lane=lane)
+    await board.add("n1", "n2", "n3")
+    found = await board.read("w1", 4, reads=[(4, 1, 4), (5, 1, 4), (6, 1, 4), (2, 128, 0)])
+    assert [delivery.id for delivery in found] == [b"high.slow1", b"n1", b"n2", b"n3"]
+
+
+async def test_a_delayed_job_goes_by_what_is_known_of_its_key_when_it_is_due(board):
+    """Who was shown to be slow meanwhile, perhaps by this very job's last attempt, is slow."""
+    await board.join("w1")
+    envelopes = {
+        "a": b'{"v":1,"h":"h","u":"ada"}',
+        "b": b'{"v":1,"h":"h","u":"bob"}',
+        "c": b'{"v":1,"h":"h"}',
+        "d": b"no",
+    }
+    for number, (job_id, envelope) in enumerate(envelopes.items(), 1):
+        await board.partition.add("p", number, [NewJob(job_id, 3, envelope, 3_600_000)])
+        await board.make_due(job_id)
+    await board.redis.hset(board.keys.cost, "h|ada", "812|1")
+    found = await board.read("w1")
+    assert {delivery.id: (delivery.digit, delivery.why) for delivery in found} == {
+        b"a": (6, "learned 812"), b"b": (3, ""), b"c": (3, ""), b"d": (3, ""),
+    }  # fmt: skip
+    assert all(delivery.enqueued_ms > 1e12 for delivery in found)
 
 
 async def test_a_worker_gets_no_more_than_it_wants(board):
