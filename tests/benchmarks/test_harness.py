@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from benchmarks import core, recovery, worker
@@ -30,6 +31,9 @@ NAMES = {
         "sigterm_attempts_used", "sigterm_extra_starts", "redis_restart_lost", "redis_restart_resume_p99_s",
     },
 }  # fmt: skip
+
+
+SCHEMA = json.loads((ROOT / "benchmarks" / "schema.json").read_text())
 
 
 def document(capsys, parts, *arguments):
@@ -61,6 +65,23 @@ def test_the_document_has_the_median_with_its_interval_and_the_verdict(capsys):
     assert {"machine", "versions"} <= found.keys()
     assert (result["value"], result["spread"], result["bar"], result["passes"]) == (2.0, [1.0, 3.0], ">= 1.5", True)
     assert result["size"] == "small"
+
+
+def test_the_document_is_as_the_schema_says_also_when_something_failed(capsys):
+    """Programs read these documents for years."""
+
+    def broken(_report):
+        raise ZeroDivisionError
+
+    _, found = document(capsys, [adds("pace", [3.0, 1.0], at_least(1.5)), Part(["lost"], broken, quick_s=1)])
+    jsonschema.validate(found, SCHEMA, cls=jsonschema.Draft202012Validator)
+    assert [result["value"] for result in found["results"]] == [2.0, None]
+
+
+@pytest.mark.parametrize("kept", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_results_that_are_kept_are_as_the_schema_says(kept):
+    """README and docs quote them."""
+    jsonschema.validate(json.loads(kept.read_text()), SCHEMA, cls=jsonschema.Draft202012Validator)
 
 
 def test_a_figure_that_misses_its_bar_is_still_measured(capsys):
