@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Dead", "Delivery", "Dropped",
-    "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "RateLimited", "Released", "Retry", "Retrying", "Signal",
-    "Snooze", "Snoozed", "State", "latest_start_ms",
+    "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Crashed", "Dead", "Delivery",
+    "Dropped", "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "RateLimited", "Released", "Retry",
+    "Retrying", "Signal", "Snooze", "Snoozed", "State", "latest_start_ms",
 ]  # fmt: skip
 
 ENVELOPE_VERSION = 1
@@ -91,7 +91,7 @@ class Envelope(
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
         "dedup_scope": "gs", "keep_result_ms": "kr", "ttl_ms": "tl", "retry_until_ms": "ru",
-        "cost": "c",
+        "cost": "c", "crashes": "cr",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -124,6 +124,8 @@ class Envelope(
     """Server time after which the job is not tried again; 0: none."""
     cost: float | None = None
     """The producer's hint of how long the job runs, on a scale of its own."""
+    crashes: _Whole = 0
+    """How many child processes died while they ran the job, each under a worker that lived on."""
 
 
 def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
@@ -195,6 +197,14 @@ class Parked:
 
 
 @dataclass(slots=True)
+class Crashed:
+    """The process that ran the job died, and its worker lives: it runs again after a delay, and no attempt is used."""
+
+    delay_ms: int
+    failure: Failure
+
+
+@dataclass(slots=True)
 class Dead:
     """The job ends failed and is kept as a dead letter."""
 
@@ -223,7 +233,7 @@ class Dropped:
     """The job belongs to another worker now; nothing is said of this run."""
 
 
-Outcome = Completed | Retrying | Snoozed | Parked | Dead | Cancelled | Expired | Released | Dropped
+Outcome = Completed | Retrying | Snoozed | Parked | Crashed | Dead | Cancelled | Expired | Released | Dropped
 
 
 class Signal(Exception):

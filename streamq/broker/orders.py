@@ -112,7 +112,7 @@ class Orders:
         """
         envelope = decode_envelope(raw)
         fresh = msgspec.structs.replace(
-            envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0, retry_until_ms=0
+            envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0, retry_until_ms=0, crashes=0
         )
         names = [*self.keys.lanes, self.keys.index, self.keys.dead, self.keys.result(job_id)]
         # A throttled job's key is kept by time alone: taken here, it would never be freed.

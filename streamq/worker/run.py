@@ -17,6 +17,7 @@ from streamq.job import (
     Cancel,
     Cancelled,
     Completed,
+    Crashed,
     Dead,
     Delivery,
     Dropped,
@@ -41,7 +42,7 @@ from streamq.worker.threads import JobInterrupted
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
 
-__all__ = ["Caller", "RunningJob", "Stop", "blocked", "interrupted", "run", "verdict"]
+__all__ = ["Caller", "Decided", "ProcessDied", "RunningJob", "Stop", "blocked", "interrupted", "run", "verdict"]
 
 _PLAIN_RETRY = RetryPolicy()
 _LONGEST_DELAY_MS = 100 * 365 * 86_400_000
@@ -60,6 +61,18 @@ class Stop(StrEnum):
     CANCEL = "cancel"
     LEASE_LOST = "lease lost"
     SHUTDOWN = "shutdown"
+
+
+class ProcessDied(Exception):
+    """The child process that ran the job ended; the message says how."""
+
+
+class Decided(Exception):
+    """Carries an outcome that was decided elsewhere."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(type(outcome).__name__)
+        self.outcome = outcome
 
 
 class RunningJob:
@@ -112,7 +125,10 @@ async def run(job: RunningJob) -> Outcome:
     try:
         return Completed(await job.call(job))
     except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
-        return _stopped(job, error) or _asked_for(job, error) or _again(job, _failure(error), error)
+        return (
+            _stopped(job, error) or _from_process(job, error) or _asked_for(job, error)
+            or _again(job, _failure(error), error)
+        )  # fmt: skip
 
 
 def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:
@@ -137,6 +153,17 @@ def interrupted(job: RunningJob) -> Outcome:
             return Released()
 
 
+def _from_process(job: RunningJob, error: BaseException) -> Outcome | None:
+    """Tell what a job came to that ran in a process of its own, or what becomes of it if that died."""
+    match error:
+        case Decided():
+            return error.outcome
+        case ProcessDied():
+            return _crashed(job, error)
+        case _:
+            return None
+
+
 def _asked_for(job: RunningJob, error: BaseException) -> Outcome | None:
     """Tell what the handler asked for, if it raised one of our signals."""
     match error:
@@ -153,17 +180,33 @@ def _asked_for(job: RunningJob, error: BaseException) -> Outcome | None:
             return None
 
 
+def _crashed(job: RunningJob, error: ProcessDied) -> Outcome:
+    """Run a job again whose process died, up to the crash limit; it uses up no attempt."""
+    crashes = job.delivery.crashes + job.envelope.crashes + 1
+    if crashes >= CRASH_LIMIT:
+        return Dead(Failure("CrashedProcess", f"{crashes} processes died while they ran this job; {_message(error)}"))
+    failure = Failure("CrashedProcess", _message(error))
+    delay_ms = _delay_ms(job, crashes, failure, error)
+    return Dead(failure) if delay_ms is None else Crashed(delay_ms, failure)
+
+
 def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
     """Retry while attempts are left and the policy wants it."""
     attempt = job.envelope.attempt
     if attempt >= job.max_attempts:
         return Dead(failure)
+    delay_ms = _delay_ms(job, attempt, failure, error)
+    return Dead(failure) if delay_ms is None else _retry(job, delay_ms, failure)
+
+
+def _delay_ms(job: RunningJob, number: int, failure: Failure, error: BaseException) -> int | None:
+    """Ask the back-off of the handler; None: not again."""
     try:
-        delay_ms = job.spec.retry.delay_ms(attempt, error)
+        delay_ms = job.spec.retry.delay_ms(number, error)
     except Exception as fault:  # noqa: BLE001 - a custom back-off is the user's code; the job must not be lost by it
         failure.message = f"{failure.message} [its back-off failed too: {_message(fault)}]"
-        delay_ms = _PLAIN_RETRY.delay_ms(attempt, error)
-    return Dead(failure) if delay_ms is None else _retry(job, delay_ms, failure)
+        delay_ms = _PLAIN_RETRY.delay_ms(number, error)
+    return None if delay_ms is None else _bounded_ms(delay_ms)
 
 
 def _retry(job: RunningJob, delay_ms: int, failure: Failure) -> Retrying | Dead:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import gc
 import logging
@@ -25,6 +24,7 @@ from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import SAME_ORDER_S, ParentLink
 from streamq.process import Reporter, rss_bytes
+from streamq.worker import forks
 from streamq.worker.probes import Check, Probes, problem_of
 from streamq.worker.pump import Pump
 from streamq.worker.run import RunningJob, Stop
@@ -112,11 +112,22 @@ class Worker:
         Raises:
             ConfigurationError: Redis is not what streamq needs, or a setting does not fit this machine.
             BrokerUnavailable: Redis cannot be reached at the start.
+            LifespanFailed: The application's lifespan raised before its first job.
         """
         worker_started(log, self.name, self.settings.worker_concurrency)
         await self._check_server()
-        surroundings = contextlib.AsyncExitStack()
-        await surroundings.enter_async_context(self.app.registry.alive())
+        async with self.app.registry.alive():
+            slots = await self._work()
+        outcomes: dict[str, Any] = dict(slots.counters)
+        event(log, logging.INFO, "worker.stopped", worker=self.name, **outcomes)
+        if self._has_stuck_jobs:
+            # Their threads and tasks would hold up an orderly end for ever; everything is settled or handed back.
+            logging.shutdown()
+            os._exit(self.exit_code)
+        return self.exit_code
+
+    async def _work(self) -> Slots:
+        """Run jobs until told to stop, then leave."""
         self.slots = slots = Slots(self.settings, self.app.registry, self._threads)
         slots.on_control = self._control
         slots.on_rename = self._renamed
@@ -146,15 +157,9 @@ class Worker:
             if self._pulse is not None:
                 await asyncio.to_thread(self._pulse.stop)
             self._threads.shutdown(wait=False, cancel_futures=True)
-            await surroundings.aclose()
+            await slots.processes.close()
             await self._broker.close()
-        outcomes: dict[str, Any] = dict(slots.counters)
-        event(log, logging.INFO, "worker.stopped", worker=self.name, **outcomes)
-        if self._has_stuck_jobs:
-            # Their threads and tasks would hold up an orderly end for ever; everything is settled or handed back.
-            logging.shutdown()
-            os._exit(self.exit_code)
-        return self.exit_code
+        return slots
 
     async def _check_server(self) -> None:
         """Refuse a server that would lose jobs; wait for one that is only starting."""
@@ -347,6 +352,7 @@ class Worker:
             if job.task is not None:
                 job.task.print_stack(file=sys.stderr)
         faulthandler.dump_traceback(file=sys.stderr)
+        self.slots.processes.dump()
 
     async def _drain(self, slots: Slots) -> None:
         """Let running jobs end within their grace; then interrupt them. The lease is renewed until the last ends."""
@@ -418,6 +424,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _main(settings: Settings, app: StreamQ, name: str | None) -> int:
     worker = Worker(app, settings, name=name)
     loop = asyncio.get_running_loop()
+    forks.guard(loop)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, worker.told_to_stop)
     loop.add_signal_handler(signal.SIGTSTP, worker.quiet)

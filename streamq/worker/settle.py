@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import orjson
@@ -11,6 +11,7 @@ from streamq.codec import encode_envelope, encode_json
 from streamq.job import (
     Cancelled,
     Completed,
+    Crashed,
     Dead,
     Delivery,
     Dropped,
@@ -28,7 +29,7 @@ from streamq.keys import LANES, slow_digit
 if TYPE_CHECKING:
     from streamq.broker.partition import Arg, Report
 
-__all__ = ["LARGEST_RESULT", "Settled", "add_to_report", "settle"]
+__all__ = ["LARGEST_RESULT", "Encoded", "Settled", "add_to_report", "encoded_result", "settle"]
 
 LARGEST_RESULT = 65_536
 """A result larger than this is not kept; the job is completed all the same."""
@@ -38,6 +39,13 @@ _KEPT_BY_TIME = ("t", "p")
 """Scopes of dedup in which the end of the job does not free the key."""
 
 _END_STATES = {Dead: "dead", Cancelled: "cancelled", Expired: "expired"}
+
+
+class Encoded(NamedTuple):
+    """A result that is JSON already, or why it is not."""
+
+    json: bytes
+    problem: str
 
 
 class Settled:
@@ -62,7 +70,7 @@ def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int
     match outcome:
         case Completed():
             return _completed(delivery, outcome, begun_ms, finished_ms)
-        case Retrying() | Snoozed() | Parked():
+        case Retrying() | Snoozed() | Crashed() | Parked():
             return _requeued(delivery, outcome, begun_ms, finished_ms)
         case Dead() | Cancelled() | Expired():
             return _ended(delivery, outcome, begun_ms, finished_ms)
@@ -88,8 +96,10 @@ def _record(delivery: Delivery, state: str, begun_ms: int, finished_ms: int) -> 
             record["o"] = envelope.occurrence
         if envelope.max_attempts:
             record["m"] = envelope.max_attempts
+        if envelope.crashes:
+            record["c"] = envelope.crashes
     if delivery.crashes:
-        record["c"] = delivery.crashes
+        record["c"] = record.get("c", 0) + delivery.crashes
     if delivery.why:
         record["y"] = delivery.why
     return record
@@ -100,7 +110,7 @@ def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_m
     if outcome.result is None:
         settled = Settled(delivery, orjson.dumps(record))
     else:
-        result, problem = _encoded_result(outcome.result)
+        result, problem = encoded_result(outcome.result)
         if problem:
             record["z"] = problem
         encoded = orjson.dumps(record)
@@ -108,8 +118,10 @@ def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_m
     return _released_dedup(settled, delivery.envelope)
 
 
-def _encoded_result(result: Any) -> tuple[bytes, str]:
+def encoded_result(result: Any) -> tuple[bytes, str]:
     """Return the result as JSON, or why it cannot be kept. A job that ran is completed either way."""
+    if type(result) is Encoded:
+        return result
     try:
         encoded = encode_json(result)
     except ValueError as error:
@@ -152,26 +164,34 @@ def _error(failure: Failure) -> dict[str, str]:
     }
 
 
-def _requeued(delivery: Delivery, outcome: Retrying | Snoozed | Parked, begun_ms: int, finished_ms: int) -> Settled:
+def _requeued(
+    delivery: Delivery, outcome: Retrying | Snoozed | Crashed | Parked, begun_ms: int, finished_ms: int
+) -> Settled:
     """Prepare the next start of a job. The enqueue time stays, and the number of starts rises: the fence needs it."""
     envelope = delivery.envelope
     record = b""
     raw = delivery.raw
-    if envelope is not None and isinstance(outcome, Retrying):
+    if envelope is not None and isinstance(outcome, Retrying | Crashed):
+        envelope = _next_try(envelope, outcome)
         fields = _record(delivery, "retrying", begun_ms, finished_ms)
+        if envelope.crashes:
+            fields["c"] = envelope.crashes + delivery.crashes
         fields["d"] = finished_ms + outcome.delay_ms
         fields["x"] = _error(outcome.failure)
         record = orjson.dumps(fields)
-        raw = encode_envelope(
-            msgspec.structs.replace(envelope, attempt=envelope.attempt + 1, starts=envelope.starts + 1)
-        )
-    elif envelope is not None and envelope.version == 1:
+    if envelope is not None and envelope.version == 1:
         raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))
     settled = Settled(delivery, record)
     delay = outcome.what if isinstance(outcome, Parked) else outcome.delay_ms
     digit = slow_digit(delivery.digit) if delivery.why else delivery.digit
     settled.requeue = (delay, digit, delivery.enqueued_ms, raw)
     return settled
+
+
+def _next_try(envelope: Envelope, outcome: Retrying | Crashed) -> Envelope:
+    if isinstance(outcome, Crashed):
+        return msgspec.structs.replace(envelope, crashes=envelope.crashes + 1)
+    return msgspec.structs.replace(envelope, attempt=envelope.attempt + 1)
 
 
 def add_to_report(report: Report, item: Settled) -> None:

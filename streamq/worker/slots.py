@@ -17,9 +17,10 @@ from streamq import lanes
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost
-from streamq.job import Completed, Delivery, Outcome, Parked, Retrying, Snoozed
+from streamq.job import Completed, Crashed, Delivery, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
+from streamq.worker.processes import Processes
 from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
 from streamq.worker.settle import settle
 
@@ -64,7 +65,9 @@ class Slots:
         self.on_rename: Callable[[], None] = lambda: None
         self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
         self.on_stuck: Callable[[RunningJob], None] = lambda _: None
-        self._calls = Calls(registry, threads)
+        self.processes = Processes(settings)
+        self.processes.prepare(registry)
+        self._calls = Calls(registry, threads, self.processes.run)
         self._capacity = settings.worker_concurrency
         self._burst = settings.burst_slots if settings.lanes else 0
         self._slow_share = lanes.slow_share(self._capacity, settings.slow_share)
@@ -317,6 +320,8 @@ class Slots:
         match outcome:
             case Retrying(delay_ms=delay_ms):
                 event(log, logging.INFO, "job.retrying", retry_in_s=delay_ms / 1000, **fields)
+            case Crashed(delay_ms=delay_ms):
+                event(log, logging.ERROR, "job.crashed", retry_in_s=delay_ms / 1000, **fields)
             case Snoozed(delay_ms=delay_ms, reason=reason):
                 event(log, logging.INFO, "job.snoozed", retry_in_s=delay_ms / 1000, reason=reason, **fields)
             case Parked(what=what, reason=reason):

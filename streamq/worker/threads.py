@@ -22,6 +22,9 @@ class JobInterrupted(BaseException):
 class ThreadCall:
     """One call of a plain function, in whatever thread it comes to run."""
 
+    leave_copy: Callable[[], None] | None = None
+    """Set in a copy of the process that a handler has forked: what ends the copy when its handler ends."""
+
     def __init__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._function = function
         self._args = args
@@ -56,6 +59,8 @@ class ThreadCall:
         One that waits to be raised is not called off but replaced and met here: before Python 3.12 calling it off leaves
         the interpreter looking for it for ever, which slows every thread, and stops those that are traced.
         """
+        if ThreadCall.leave_copy is not None:
+            ThreadCall.leave_copy()
         replaced = False
         while True:
             try:
