@@ -60,6 +60,7 @@ Lifespan = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
 M = TypeVar("M", bound=Middleware)
 L = TypeVar("L", bound=Lifespan)
+A = TypeVar("A", bound=Callable[[Any], Any])
 
 _OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
 
@@ -262,6 +263,7 @@ class StreamQ:
         self.cron_entries: dict[str, CronEntry] = {}
         self.pages: dict[str, PageFunction] = {}
         """Page functions by name, for schedules that are stored: those of schedules in code, and of `users`."""
+        self.authenticator: Callable[[Any], Any] | None = None
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
         self._bridge = SyncBridge()
 
@@ -407,6 +409,21 @@ class StreamQ:
             StreamQError: There is no lifespan, or no worker runs here.
         """
         return self.registry.state()
+
+    def authenticate(self, function: A) -> A:
+        """Have the status API ask a function of yours who is asking, when a request shows no token of streamq's.
+
+        Args:
+            function: Plain or async; given the request (Starlette's `HTTPConnection`), it returns a
+                `streamq.api.Principal`, or None for somebody that it does not know.
+
+        Raises:
+            ConfigurationError: The application has one already.
+        """
+        if self.authenticator is not None:
+            raise ConfigurationError("the application has a login already; call the other one from there")
+        self.authenticator = function
+        return function
 
     def cron(
         self, expression: str, *, handler: Handler[..., Any], name: str | None = None, **options: Any

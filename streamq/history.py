@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
     from streamq.mongo import Statuses
 
-__all__ = ["Filter", "History", "JobStatus", "Page"]
+__all__ = ["ErrorGroup", "Errors", "Filter", "History", "JobStatus", "Page", "errors_of"]
 
 READ_LIMIT_S = 2.0
 COUNT_LIMIT_S = 30.0
+GROUP_LIMIT_S = 4.0
 
 _NEWEST_FIRST = (("enqueued_at", -1), ("_id", -1))
 _LATEST_END_FIRST = (("finished_at", -1), ("_id", -1))
@@ -29,11 +30,56 @@ class Filter:
 
     states: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
+    handler: str | None = None
     user: str | None = None
+    error_type: str | None = None
+    """Type of the error of the last attempt."""
     since: datetime | None = None
     """Enqueued then or later."""
     until: datetime | None = None
     """Enqueued before."""
+
+    def takes(self, job: JobStatus, *, ended: bool = False) -> bool:
+        """Tell whether a job is one of these; with `ended`, the times are those of its end."""
+        at = job.finished_at if ended else job.enqueued_at
+        return (
+            (not self.states or job.state in self.states)
+            and (not self.queues or job.queue in self.queues)
+            and self._has_words(job)
+            and (self.since is None or (at is not None and at >= self.since))
+            and (self.until is None or (at is not None and at < self.until))
+        )
+
+    def _has_words(self, job: JobStatus) -> bool:
+        pairs = (self.handler, job.handler), (self.user, job.user), (self.error_type, (job.error or {}).get("type"))
+        return all(wanted is None or wanted == there for wanted, there in pairs)
+
+
+class ErrorGroup(NamedTuple):
+    """Dead jobs that died of the same."""
+
+    handler: str
+    queue: str
+    type: str
+    message: str
+    """Of the newest of them."""
+    fingerprint: str
+    jobs: int
+    users: int
+    first_at: datetime | None
+    last_at: datetime | None
+    last_job: str
+
+
+class Errors(NamedTuple):
+    """What jobs died of."""
+
+    groups: list[ErrorGroup]
+    """The most frequent first."""
+    counted: int
+    """Jobs in all groups."""
+    is_complete: bool
+    """Whether all dead jobs were looked at."""
 
 
 class Page(NamedTuple):
@@ -122,8 +168,8 @@ class History:
         A page begins behind a job, not at a number, so that none is shown twice or left out when new ones come in.
         """
         query = _times(which, after)
-        if which.user is not None:
-            query["user"] = which.user
+        words = {"user": which.user, "handler": which.handler, "error.type": which.error_type}
+        query |= {name: word for name, word in words.items() if word is not None}
         if which.states or which.queues:
             # The index of states begins with the queue: with all of them named, it can still give the order.
             queues = which.queues or await self._statuses.queues(limit_s=READ_LIMIT_S)
@@ -132,6 +178,41 @@ class History:
         last = found[limit - 1] if len(found) > limit else None
         following = (last.enqueued_at, last.id) if last is not None and last.enqueued_at is not None else None
         return Page(found[:limit], following)
+
+    async def errors(self, which: Filter, *, most: int) -> Errors:
+        """Group dead jobs by what they died of. The times of the filter are those of their end.
+
+        Args:
+            which: Which jobs; the states do not matter.
+            most: How many of the newest are looked at, before the filter leaves any out.
+        """
+        dead: dict[str, Any] = {"state": State.DEAD.value, **_span("finished_at", which)}
+        words = {"handler": which.handler, "user": which.user, "error.type": which.error_type}
+        left: dict[str, Any] = {name: word for name, word in words.items() if word is not None}
+        if which.queues:
+            left["queue"] = {"$in": list(which.queues)}
+        newest: list[dict[str, Any]] = [{"$match": dead}, {"$sort": dict(_LATEST_END_FIRST)}, {"$limit": most}]
+        found = await self._statuses.aggregate([*newest, {"$match": left}, *_BY_ERROR], limit_s=GROUP_LIMIT_S)
+        looked = await self._statuses.aggregate([*newest, {"$count": "jobs"}], limit_s=GROUP_LIMIT_S)
+        groups = [_group(document) for document in found]
+        return Errors(groups, sum(group.jobs for group in groups), not looked or looked[0]["jobs"] < most)
+
+    async def series(self, which: Filter, *, step_s: int) -> list[tuple[datetime, dict[str, int]]]:
+        """Count jobs over time, by when they were enqueued and their state; steps without jobs are left out.
+
+        Args:
+            which: Queues and times; nothing else counts.
+            step_s: The width of a step: 60, 3600 or 86400.
+        """
+        queues = which.queues or await self._statuses.queues(limit_s=READ_LIMIT_S)
+        query = {"queue": {"$in": list(queues)}, "state": {"$in": list(_STATES)}, **_span("enqueued_at", which)}
+        unit = {60: "minute", 3_600: "hour", 86_400: "day"}[step_s]
+        by = {"at": {"$dateTrunc": {"date": "$enqueued_at", "unit": unit}}, "state": "$state"}
+        pipeline = [{"$match": query}, {"$group": {"_id": by, "jobs": {"$sum": 1}}}, {"$sort": {"_id.at": 1}}]
+        points: dict[datetime, dict[str, int]] = {}
+        for document in await self._statuses.aggregate(pipeline, limit_s=GROUP_LIMIT_S):
+            points.setdefault(document["_id"]["at"], {})[document["_id"]["state"]] = document["jobs"]
+        return list(points.items())
 
     async def counts(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         """Count the jobs of each queue by state, of these queues and of all others that have a status.
@@ -150,6 +231,77 @@ class History:
     async def _list(self, query: dict[str, Any], sort: Sequence[tuple[str, int]], limit: int) -> list[JobStatus]:
         found = await self._statuses.find(query, sort=sort, limit=limit, without=_LONG_FIELDS, limit_s=READ_LIMIT_S)
         return [status_of(document) for document in found]
+
+
+_BY_ERROR = (
+    {
+        "$group": {
+            "_id": {
+                "handler": "$handler",
+                "queue": "$queue",
+                "why": {"$ifNull": ["$error.fingerprint", "$error.type"]},
+            },
+            "jobs": {"$sum": 1},
+            "users": {"$addToSet": "$user"},
+            "error": {"$first": "$error"},
+            "first_at": {"$min": "$finished_at"},
+            "last_at": {"$max": "$finished_at"},
+            "last_job": {"$first": "$_id"},
+        }
+    },
+    {"$addFields": {"users": {"$size": "$users"}}},
+    {"$sort": {"jobs": -1, "last_at": -1}},
+    {"$limit": 1_000},
+)
+
+
+def _group(document: Mapping[str, Any]) -> ErrorGroup:
+    error, kind = document.get("error") or {}, document["_id"]
+    return ErrorGroup(
+        handler=kind.get("handler") or "",
+        queue=kind.get("queue") or "",
+        jobs=document["jobs"],
+        users=document["users"],
+        first_at=document["first_at"],
+        last_at=document["last_at"],
+        last_job=document["last_job"],
+        **_words(error),
+    )
+
+
+def _words(error: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(error.get(name) or "") for name in ("type", "message", "fingerprint")}
+
+
+def errors_of(jobs: Sequence[JobStatus], *, is_complete: bool) -> Errors:
+    """Group dead jobs, given newest first, as `History.errors` does."""
+    groups: dict[tuple[str, str, str], list[JobStatus]] = {}
+    for job in jobs:
+        error = job.error or {}
+        why = str(error.get("fingerprint") or error.get("type") or "")
+        groups.setdefault((job.handler, job.queue, why), []).append(job)
+    found = [_group_of(members) for members in groups.values()]
+    return Errors(sorted(found, key=lambda group: group.jobs, reverse=True), len(jobs), is_complete)
+
+
+def _group_of(jobs: Sequence[JobStatus]) -> ErrorGroup:
+    newest = jobs[0]
+    return ErrorGroup(
+        handler=newest.handler,
+        queue=newest.queue,
+        jobs=len(jobs),
+        users=len({job.user for job in jobs if job.user is not None}),
+        first_at=jobs[-1].finished_at,
+        last_at=newest.finished_at,
+        last_job=newest.id,
+        **_words(newest.error or {}),
+    )
+
+
+def _span(name: str, which: Filter) -> dict[str, Any]:
+    span = {"$gte": which.since, "$lt": which.until}
+    told = {sign: moment for sign, moment in span.items() if moment is not None}
+    return {name: told} if told else {}
 
 
 def _times(which: Filter, after: tuple[datetime, str] | None) -> dict[str, Any]:

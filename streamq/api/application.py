@@ -1,47 +1,65 @@
-"""The routes, and what stands before them."""
+"""The API put together: its operations, what stands before them, and what is behind them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
 
-from streamq.api import v1
-from streamq.api.answers import Json, Problem, on_error, on_http_error, on_problem
+from streamq.api import bulk, events, jobs, original, people, producing, queues, service, timetable
+from streamq.api.answers import Problem, on_error, on_http_error, on_problem
+from streamq.api.auditor import Auditor
+from streamq.api.door import Door
+from streamq.api.events import Hub
 from streamq.api.gate import Gate, Headers
-from streamq.api.legacy import Desk
-from streamq.api.metrics import CONTENT_TYPE, metrics
-from streamq.api.paths import ANYTHING
+from streamq.api.openapi import document
+from streamq.api.running import Runner
 from streamq.api.stores import Stores
-from streamq.errors import ConfigurationError, StreamQError
+from streamq.api.table import routes_of
+from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
-    from starlette.requests import Request
+    from starlette.requests import HTTPConnection
 
+    from streamq.app import StreamQ
     from streamq.settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["OPERATIONS", "create_app"]
 
-DEFAULT_LIMIT, MOST = 20, 100
-_NUMBER = re.compile(r"0*[1-9][0-9]*", re.ASCII)
+UPKEEP_EVERY_S = 5.0
+
+OPERATIONS = (
+    *original.OPERATIONS, *producing.OPERATIONS, *jobs.OPERATIONS, *bulk.OPERATIONS, *events.OPERATIONS,
+    *queues.OPERATIONS, *timetable.OPERATIONS, *people.OPERATIONS, *service.OPERATIONS,
+)  # fmt: skip
+"""All that can be asked. Of two whose paths fit, the first counts."""
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(
+    settings: Settings,
+    application: StreamQ | None = None,
+    *,
+    authenticate: Callable[[HTTPConnection], Any] | None = None,
+) -> Starlette:
     """Make the ASGI application. It opens its connections when it is started, and needs neither server for that.
 
+    Args:
+        settings: Where the servers are, and the bootstrap token.
+        application: Whose handlers and schedules are served; None: jobs can be looked at, and none can be enqueued.
+        authenticate: The host application's login: given the request, it returns a `Principal`, or None for somebody
+            that it does not know. It is asked, plain or async, about whoever shows no token of ours.
+
     Raises:
-        ConfigurationError: There is no token, or an address is none.
+        ConfigurationError: Nobody could be let in, or an address is none.
     """
-    if not settings.api_token:
+    if not settings.api_token and authenticate is None:
         raise ConfigurationError(
             "the API has no token: anybody who reaches it could read every job",
             hint="set STREAMQ_API_TOKEN, or STREAMQ_API_TOKEN_FILE to a file that holds it",
@@ -49,87 +67,58 @@ def create_app(settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
-        stores = Stores(settings)
-        app.state.stores = stores
+        stores = app.state.stores = Stores(settings)
+        app.state.door = Door(stores, settings.api_token, authenticate)
+        app.state.auditor = Auditor(stores)
+        app.state.logins = people.logins()
+        app.state.runner = Runner(stores)
+        app.state.hub = Hub(stores)
         stores.start()
+        upkeep = asyncio.create_task(_keep_up(app))
         try:
             yield
         finally:
+            upkeep.cancel()
+            app.state.hub.close()
+            await app.state.runner.close()
+            await asyncio.gather(upkeep, return_exceptions=True)
+            await _store_rest(app)
             await stores.close()
 
-    return Starlette(
-        routes=_ROUTES,
+    app = Starlette(
+        routes=routes_of(OPERATIONS),
         lifespan=lifespan,
-        middleware=[Middleware(Headers), Middleware(Gate, token=settings.api_token)],
+        middleware=_middleware(settings),
         exception_handlers={Problem: on_problem, HTTPException: on_http_error, Exception: on_error},
     )
+    app.state.document = document(OPERATIONS)
+    app.state.application = application
+    app.state.is_behind_proxy = settings.api_behind_proxy
+    return app
 
 
-async def _stats(request: Request) -> Response:
-    return Json(await _desk(request).stats(), headers={"cache-control": "max-age=1"})
+def _middleware(settings: Settings) -> list[Middleware]:
+    open_to_all = [(each.method, each.path) for each in OPERATIONS if each.is_open]
+    gate = Middleware(Gate, open_to_all=open_to_all, a_minute=settings.api_rate_limit)
+    if not settings.api_cors_origins:
+        return [Middleware(Headers), gate]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.api_cors_origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "if-none-match", "last-event-id"],
+        expose_headers=["etag", "link", "retry-after", "location"],
+    )
+    return [Middleware(Headers), cors, gate]
 
 
-async def _user(request: Request) -> Response:
-    return Json(await _desk(request).user(request.path_params["user_id"]))
+async def _keep_up(app: Starlette) -> None:
+    """Bring to MongoDB what was noted meanwhile."""
+    while True:
+        await asyncio.sleep(UPKEEP_EVERY_S)
+        await _store_rest(app)
 
 
-async def _recent(request: Request) -> Response:
-    return Json(await _desk(request).recent(_limit(request)))
-
-
-async def _failed(request: Request) -> Response:
-    return Json(await _desk(request).failed(_limit(request)))
-
-
-async def _livez(_: Request) -> Response:
-    """Say that the process turns; a server that is away is no reason to restart it."""
-    return PlainTextResponse("ok")
-
-
-async def _readyz(request: Request) -> Response:
-    """Say whether there is anything to be had here: one server is enough."""
-    stores = _stores(request)
-    asked = (stores.counts(), stores.ask_history(lambda history: history.recent(1)))
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    if unforeseen := [error for error in errors if not isinstance(error, StreamQError)]:
-        raise unforeseen[0]
-    words = {0: "ok", 1: "degraded", 2: "unavailable"}[len(errors)]
-    return PlainTextResponse(words, 503 if len(errors) == 2 else 200)
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(await metrics(_stores(request)), headers={"content-type": CONTENT_TYPE})
-
-
-def _stores(request: Request) -> Stores:
-    stores: Stores = request.app.state.stores
-    return stores
-
-
-def _desk(request: Request) -> Desk:
-    return Desk(_stores(request))
-
-
-def _limit(request: Request) -> int:
-    """Read `limit`: a number from 1; what is above the most counts as the most, as it always did here."""
-    given = request.query_params.getlist("limit")
-    if not given:
-        return DEFAULT_LIMIT
-    if len(given) > 1 or not _NUMBER.fullmatch(given[0]):
-        detail = f"limit must be a whole number from 1, not {', '.join(given)[:40]!r}"
-        raise Problem(422, detail, kind="bad-parameter", errors=[{"parameter": "limit", "detail": detail}])
-    return min(MOST, int(given[0][:9]) if len(given[0]) < 10 else MOST)
-
-
-_ROUTES = [
-    *v1.ROUTES,
-    Route("/app/job-status/queue/stats", _stats),
-    Route(f"/app/job-status/status/user/{{user_id:{ANYTHING}}}", _user),
-    Route("/app/job-status/recent", _recent),
-    Route("/app/job-status/failed", _failed),
-    Route("/livez", _livez),
-    Route("/readyz", _readyz),
-    Route("/healthz", _readyz),
-    Route("/metrics", _metrics),
-]
+async def _store_rest(app: Starlette) -> None:
+    await app.state.auditor.flush()
+    await app.state.door.note_uses()

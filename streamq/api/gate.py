@@ -1,53 +1,124 @@
-"""Who may ask. One gate before all routes, so that a route that is added later cannot forget it."""
+"""What stands before all routes, so that a route that is added later cannot forget it: who may ask, how much, and how often."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from typing import TYPE_CHECKING
+import math
+import time
+from typing import TYPE_CHECKING, cast
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import HTTPConnection
 
 from streamq.api.answers import Problem, problem
+from streamq.api.parameters import MOST_BODY_BYTES, too_large
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["OPEN_PATHS", "Gate", "Headers"]
+    from streamq.api.door import Caller, Door
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
-"""Probes cannot carry a token; they say one word."""
+__all__ = ["Gate", "Headers", "Throttle"]
 
+LOGINS_A_MINUTE = 10
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
+_NO_CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+
+
+class Throttle:
+    """Counts requests, each process for itself, so that a runaway script of one cannot take the answers of others."""
+
+    def __init__(self, a_minute: int) -> None:
+        """Allow so many requests a minute to each who asks; 0: any number."""
+        self._item = RateLimitItemPerMinute(a_minute) if a_minute else None
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    async def pass_or_refuse(self, who: str) -> None:
+        """Count a request.
+
+        Raises:
+            Problem: 429, with the time to wait.
+        """
+        if self._item is None or await self._limiter.hit(self._item, who):
+            return
+        reset_at, _ = await self._limiter.get_window_stats(self._item, who)
+        wait_s = max(1, min(60, math.ceil(reset_at - time.time())))
+        raise Problem(
+            429, f"at most {self._item.amount} requests a minute", kind="too-many", headers={"retry-after": str(wait_s)}
+        )
 
 
 class Gate:
-    """Lets requests through that carry the bearer token."""
+    """Lets requests through that come from somebody who is known, and not too often."""
 
-    def __init__(self, app: ASGIApp, *, token: str) -> None:
+    def __init__(self, app: ASGIApp, *, open_to_all: Collection[tuple[str, str]], a_minute: int) -> None:
+        """Make the gate.
+
+        Args:
+            app: What is behind it.
+            open_to_all: Method and path of what anybody may ask.
+            a_minute: How many requests one caller has; 0: any number.
+        """
         self._app = app
-        self._digest = _digest(token.encode())
+        self._open = frozenset(open_to_all)
+        self._throttle = Throttle(a_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_let_in(scope):
-            await self._app(scope, receive, send)
-            return
-        refusal = Problem(
-            401,
-            "this needs the header Authorization: Bearer <token> with a valid token",
-            headers={"www-authenticate": 'Bearer realm="streamq"'},
-        )
-        await problem(refusal)(scope, receive, send)
+        """Pass a request on, or answer it."""
+        if scope["type"] == "http":
+            try:
+                await self._check(scope)
+            except Problem as refusal:
+                await problem(refusal, scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
-    def _is_let_in(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
-        # Digests have one length and are bytes, so that neither the time it takes nor an odd character tells anything.
-        return hmac.compare_digest(_digest(token.strip()), self._digest) and scheme.lower() == b"bearer"
+    async def _check(self, scope: Scope) -> None:
+        connection = HTTPConnection(scope)
+        _check_size(connection)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if (method, scope["path"]) in self._open:
+            return
+        door: Door = scope["app"].state.door
+        caller = await door.caller(connection)
+        if caller is None:
+            raise Problem(
+                401,
+                "this needs the header Authorization: Bearer <token> with a valid token",
+                headers={"www-authenticate": 'Bearer realm="streamq"'},
+            )
+        _check_origin(connection, caller)
+        principal = caller.principal
+        await self._throttle.pass_or_refuse(f"{principal.token_id} {principal.name}")
+        scope.setdefault("state", {})["principal"] = principal
+
+
+def _check_size(connection: HTTPConnection) -> None:
+    """Refuse a body that says itself that it is too large, before any of it is read."""
+    length = connection.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and (len(length) > 12 or int(length) > MOST_BODY_BYTES):
+        raise too_large()
+
+
+def _check_origin(connection: HTTPConnection, caller: Caller) -> None:
+    """Refuse a write that a browser was made to send by another site's page: cookies go along with those, too."""
+    if not caller.is_ambient or connection.scope["method"] in _SAFE_METHODS:
+        return
+    site = connection.headers.get("sec-fetch-site")
+    origin = connection.headers.get("origin", "")
+    host = connection.headers.get("host", "")
+    if site == "same-origin" or (site is None and host and origin in (f"https://{host}", f"http://{host}")):
+        return
+    raise Problem(403, "a write with a cookie must come from a page of this very site", kind="cross-site")
 
 
 class Headers:
@@ -61,11 +132,11 @@ class Headers:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_SAFE_HEADERS]
+                given = cast("list[tuple[bytes, bytes]]", message["headers"])
+                names = {name.lower() for name, _ in given}
+                policy = () if b"content-security-policy" in names else (_NO_CONTENT_POLICY,)
+                kept = () if b"cache-control" in names else ((b"cache-control", b"no-store"),)
+                message["headers"] = [*given, *_SAFE_HEADERS, *policy, *kept]
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
-
-
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()

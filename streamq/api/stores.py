@@ -11,26 +11,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
+from streamq.access import TokenBook
 from streamq.broker.inspection import Counts, DeadLetter, Inspection, Located
 from streamq.broker.orders import Orders
+from streamq.broker.outbox import Feed
+from streamq.broker.partition import Partition
 from streamq.broker.server import Broker
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
-from streamq.errors import HistoryUnavailable, StreamQError
+from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
 from streamq.history import History, JobStatus
 from streamq.keys import Keys
 from streamq.logs import event
-from streamq.mongo import Mongo, Statuses
+from streamq.mongo import Audit, Mongo, Operations, Statuses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
+    from streamq.broker.wire import Wire
     from streamq.settings import Settings
 
-__all__ = ["Breaker", "Stores", "Tally"]
+__all__ = ["Breaker", "Stores", "Tally", "letter_status"]
 
 REDIS_TIMEOUT_S = 2.0
+CLOSE_WITHIN_S = 1.0
 PROBE_EVERY_S = 0.5
 TALLY_EVERY_S = 1.0
 TALLY_SHARE = 0.05
@@ -39,6 +44,7 @@ TALLY_SHARE = 0.05
 _LAST_MS = 253_402_300_800_000  # the year 10000 is past what a datetime can say
 
 _log = logging.getLogger(__name__)
+C = TypeVar("C")
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -74,6 +80,9 @@ class Breaker:
     async def _ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             answer = await question(*args, **kwargs)
+        except (BadInput, JobNotFound, JobRejected):
+            self._note(None)  # that is an answer
+            raise
         except StreamQError as error:
             self._note(error)
             raise
@@ -103,27 +112,37 @@ class Stores:
         self._broker = Broker(settings.redis_url, allow_eviction=True, timeout_s=REDIS_TIMEOUT_S)
         self._mongo = Mongo(settings.mongodb_url, settings.mongodb_database) if settings.history else None
         self._history = History(Statuses(self._mongo)) if self._mongo else None
+        self._tokens = TokenBook(self._mongo) if self._mongo else None
+        self._audit = Audit(self._mongo) if self._mongo else None
+        self._operations = Operations(self._mongo) if self._mongo else None
         self._wire = self._broker.wire()
         self._views = {queue: Inspection(self._wire, Keys(queue)) for queue in settings.queues}
         self.redis = Breaker("redis")
         self.mongodb = Breaker("mongodb")
         self.queues = tuple(settings.queues)
         self.dead_after_ms = settings.dead_after_ms
+        self._outbox_max = settings.outbox_max if settings.history else 0
         self._tally: Tally | None = None
         self._tallied = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._is_closing = False
+        self._closing = asyncio.Event()
 
     async def close(self) -> None:
         """Stop counting, and close all connections."""
-        # pymongo may swallow the cancellation of an operation that is under way; then the loop ends by itself.
-        self._is_closing = True
+        # pymongo may swallow the cancellation of an operation that is under way; closing its client ends that, too.
+        self._closing.set()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_WITHIN_S)
         await self._wire.close()
         if self._mongo:
             await self._mongo.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def counts(self) -> dict[str, Counts]:
         """Ask Redis what each queue holds."""
@@ -132,21 +151,50 @@ class Stores:
     async def pause(self, queue: str, *, reason: str, by: str, for_ms: int) -> None:
         """Let no worker start a job of a queue, for so long (0: until it is resumed)."""
         now_ms = (await self.redis.ask(self._views[queue].counts)).now_ms
-        await self.redis.ask(self._orders(queue).pause, reason=reason, by=by, until_ms=now_ms + for_ms if for_ms else 0)
+        until_ms = now_ms + for_ms if for_ms else 0
+        await self.order(queue, lambda orders: orders.pause(reason=reason, by=by, until_ms=until_ms))
 
     async def resume(self, queue: str) -> bool:
         """Let workers start jobs of a queue again. Returns whether it was paused."""
-        return await self.redis.ask(self._orders(queue).resume)
+        return await self.order(queue, lambda orders: orders.resume())
 
-    def _orders(self, queue: str) -> Orders:
-        return Orders(self._wire, Keys(queue))
+    async def order(self, queue: str, order: Callable[[Orders], Awaitable[T]]) -> T:
+        """Have something done to a queue."""
+        return await self.redis.ask(order, Orders(self._wire, Keys(queue), outbox_max=self._outbox_max))
+
+    async def add(self, queue: str, add: Callable[[Partition], Awaitable[T]]) -> T:
+        """Put jobs into a queue."""
+        return await self.redis.ask(add, Partition(Keys(queue), self._wire))
+
+    def feed(self) -> tuple[Feed, Wire]:
+        """Make what tells of all that becomes of jobs, and the connection that it reads with, to be closed after it."""
+        wire = self._broker.wire()
+        return Feed(wire, {queue: Keys(queue) for queue in self.queues}), wire
+
+    async def letters(self, queue: str, *, limit: int, before: bytes | None = None) -> list[DeadLetter]:
+        """List dead letters of a queue, newest first, older than one of them."""
+        return await self.redis.ask(self._views[queue].dead, limit, before=before)
 
     async def ask_history(self, question: Callable[[History], Awaitable[T]]) -> T:
         """Ask MongoDB."""
-        history = self._history
-        if history is None:
-            raise HistoryUnavailable("history is switched off")
-        return await self.mongodb.ask(question, history)
+        return await self._ask_mongodb(self._history, question)
+
+    async def ask_tokens(self, question: Callable[[TokenBook], Awaitable[T]]) -> T:
+        """Ask MongoDB for tokens."""
+        return await self._ask_mongodb(self._tokens, question)
+
+    async def ask_audit(self, question: Callable[[Audit], Awaitable[T]]) -> T:
+        """Ask MongoDB for who changed what."""
+        return await self._ask_mongodb(self._audit, question)
+
+    async def ask_operations(self, question: Callable[[Operations], Awaitable[T]]) -> T:
+        """Ask MongoDB for orders that take long."""
+        return await self._ask_mongodb(self._operations, question)
+
+    async def _ask_mongodb(self, what: C | None, question: Callable[[C], Awaitable[T]]) -> T:
+        if what is None:
+            raise HistoryUnavailable("history is switched off, and MongoDB with it")
+        return await self.mongodb.ask(question, what)
 
     async def live(self, job_id: str) -> JobStatus | None:
         """Ask Redis for a live job, whichever queue it is in."""
@@ -185,7 +233,7 @@ class Stores:
         found: list[JobStatus] = []
         for queue, view in self._views.items():
             letters = await self.redis.ask(view.dead, limit)
-            found += [_of_letter(queue, letter) for letter in letters]
+            found += [letter_status(queue, letter) for letter in letters]
         return sorted(found, key=_ended, reverse=True)[:limit]
 
     async def brought_up_to_date(self, jobs: Sequence[JobStatus]) -> list[JobStatus]:
@@ -214,18 +262,18 @@ class Stores:
 
     async def _keep_tally(self) -> None:
         """Count the history again and again, seldom enough to stay within `TALLY_SHARE` of the time."""
-        while self._history is not None and not self._is_closing:
+        while self._history is not None and not self._closing.is_set():
             began, pause_s = time.monotonic(), TALLY_EVERY_S
             with contextlib.suppress(StreamQError):  # the breaker has said so
                 counts = await self.ask_history(lambda history: history.counts(self.queues))
                 self._tally = Tally(counts, utc_now())
                 pause_s = max(pause_s, (time.monotonic() - began) / TALLY_SHARE)
             self._tallied.set()
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
 
     async def _keep_probing(self) -> None:
-        while not self._is_closing:
-            await asyncio.sleep(PROBE_EVERY_S)
+        while not self._closing.is_set():
+            await self._pause(PROBE_EVERY_S)
             for view in self._views.values():
                 await self.redis.probe(view.counts)
             if self._history is not None:
@@ -261,9 +309,11 @@ class _Letter(msgspec.Struct):
     b: int = 0
     f: int = 0
     x: dict[str, Any] = {}
+    lane: str = msgspec.field(default="", name="l")
 
 
-def _of_letter(queue: str, letter: DeadLetter) -> JobStatus:
+def letter_status(queue: str, letter: DeadLetter) -> JobStatus:
+    """Tell what a dead letter says of its job; of one that nobody can read, what is certain."""
     record = _Letter()
     with contextlib.suppress(ValueError, RecursionError):
         record = msgspec.json.decode(letter.record, type=_Letter)
@@ -278,7 +328,8 @@ def _of_letter(queue: str, letter: DeadLetter) -> JobStatus:
         enqueued_at=_moment(record.e),
         started_at=_moment(record.b),
         finished_at=_moment(record.f or int(letter.id.partition(b"-")[0])),
-        error={"type": record.x.get("t"), "message": record.x.get("m")},
+        lane=record.lane,
+        error={"type": record.x.get("t"), "message": record.x.get("m"), "fingerprint": record.x.get("fp")},
     )
 
 

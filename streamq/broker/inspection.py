@@ -285,9 +285,10 @@ class Inspection:
         found = zip(rows[::2], rows[1::2], payloads, strict=True)
         return [_delayed(job_id, due, payload) for job_id, due, payload in found if payload]
 
-    async def dead(self, limit: int) -> list[DeadLetter]:
-        """List the newest dead letters, newest first."""
-        reply = await self._wire.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
+    async def dead(self, limit: int, *, before: bytes | None = None) -> list[DeadLetter]:
+        """List dead letters, newest first; those older than one of them, if it is given."""
+        start = b"+" if before is None else b"(" + before
+        reply = await self._wire.call("XREVRANGE", self.keys.dead, start, "-", "COUNT", limit)
         letters = ((entry_id, _pairs(fields)) for entry_id, fields in reply)
         return [
             DeadLetter(entry_id, _text(fields.get(b"j")), fields.get(b"d", b""), fields.get(b"r", b""))

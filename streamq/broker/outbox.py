@@ -16,9 +16,9 @@ from streamq.broker.wire import Fault, ServerRefused, Wire
 from streamq.keys import RECORDER_GROUP, Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Lag", "Outbox", "OutboxEntry", "recorder_name", "version_of"]
+__all__ = ["Feed", "Lag", "Outbox", "OutboxEntry", "recorder_name", "version_of"]
 
 FORGET_CONSUMER_AFTER_MS = 3_600_000
 """A recorder polls at least once a second; one that was silent for this long and holds nothing is gone."""
@@ -63,6 +63,71 @@ def version_of(entry_id: bytes | str) -> int:
 def recorder_name() -> str:
     """Make a consumer name that was never used before, readable by the person who finds it in Redis."""
     return f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+class Feed:
+    """What is added to the outboxes of some partitions from now on, for those who only look; recorders delete it soon."""
+
+    def __init__(self, wire: Wire, partitions: Mapping[str, Keys]) -> None:
+        """Make it; nothing is sent yet.
+
+        Args:
+            wire: A connection of its own, since reading blocks it.
+            partitions: The partitions, by what they are to be called.
+        """
+        self._wire = wire
+        self._streams = {name: keys.outbox for name, keys in partitions.items()}
+        self._names = {stream.encode(): name for name, stream in self._streams.items()}
+        self.places: dict[str, bytes] = {}
+        """The last entry that was read of each."""
+        self._added: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Begin behind what is there now."""
+        for name in self._streams:
+            self.places[name], self._added[name] = await self._newest(name)
+
+    async def read(self, *, limit: int, block_ms: int) -> list[tuple[str, OutboxEntry]]:
+        """Wait for entries, and return them, of each partition the oldest first."""
+        streams: list[str | bytes] = [*self._streams.values(), *(self.places[name] for name in self._streams)]
+        reply = await self._wire.call(
+            "XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS", *streams, extra_s=block_ms / 1000
+        )
+        found: list[tuple[str, OutboxEntry]] = []
+        for stream, entries in reply or ():
+            name = self._names[stream]
+            found += [(name, _entry(entry_id, fields)) for entry_id, fields in entries]
+            self.places[name] = entries[-1][0]
+            self._added[name] += len(entries)
+        return found
+
+    async def has_gap(self) -> bool:
+        """Tell whether entries were deleted before they were read here; if so, what comes is read from now on.
+
+        While entries are left to be read nothing can be told: ask again when they are.
+        """
+        gap = False
+        for name in self._streams:
+            newest, added = await self._newest(name)
+            if (newest, added) == (self.places[name], self._added[name]):
+                continue
+            if version_of(newest) <= version_of(self.places[name]) or not await self._is_more(name):
+                gap, self.places[name], self._added[name] = True, newest, added
+        return gap
+
+    async def _is_more(self, name: str) -> bool:
+        return bool(await self._wire.call("XRANGE", self._streams[name], b"(" + self.places[name], "+", "COUNT", 1))
+
+    async def _newest(self, name: str) -> tuple[bytes, int]:
+        """Return the id of the newest entry that there ever was, and how many there were."""
+        try:
+            row = await self._wire.call("XINFO", "STREAM", self._streams[name])
+        except ServerRefused as error:
+            if "no such key" not in str(error):
+                raise
+            return b"0-0", 0
+        told = dict(zip(row[::2], row[1::2], strict=True))
+        return told[b"last-generated-id"], told[b"entries-added"]
 
 
 class Outbox:

@@ -28,7 +28,7 @@ COMMANDS = {
         "worker": Lazy("streamq.cli.roles:worker", "Run jobs, in as many worker processes as --instances says."),
         "cron": Lazy("streamq.cli.roles:cron", "Fire schedules: each time, one job for every user."),
         "recorder": Lazy("streamq.cli.roles:recorder", "Bring the status of jobs from Redis to MongoDB."),
-        "api": Lazy("streamq.cli.roles:api", "Answer questions about jobs over HTTP."),
+        "api": Lazy("streamq.cli.roles:api", "Answer questions about jobs over HTTP, and take orders."),
     },
     "Work": {
         "enqueue": Lazy("streamq.cli.enqueue:enqueue", "Enqueue a job of HANDLER."),
@@ -52,6 +52,7 @@ COMMANDS = {
         "down": Lazy("streamq.cli.machine:down", "Stop the parent and everything that it runs."),
     },
     "Set up": {
+        "token": Lazy("streamq.cli.tokens:token", "Make, list and revoke the tokens of the API."),
         "config": Lazy("streamq.cli.config:config", "Show and check the settings."),
         "migrate": Lazy(
             "streamq.cli.migrate:migrate",

@@ -20,6 +20,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 _LOGS = ("log_level", "log_format")
 _CARE = ("max_jobs", "max_memory_mb", "health_host", "health_port", "heartbeat_file")
 """How workers are looked after."""
+_API = ("api_host", "api_port", "api_token", "api_behind_proxy", "api_tls_certificate", "api_tls_key")
 
 
 @click.command()
@@ -122,24 +123,25 @@ def cron(settings: Settings, schedule: str | None, count: int, *, is_list: bool,
 
 
 @click.command()
-@setting_options("APP", "queues", "mongodb_database", "history", "api_host", "api_port", "api_token", *_LOGS)
+@setting_options("APP", "queues", "mongodb_database", "history", *_API, *_LOGS)
 def api(settings: Settings) -> int:
-    """Answer questions about jobs over HTTP.
+    """Answer questions about jobs over HTTP, and take orders.
 
-    With APP it knows all queues of the application, else those of --queue.
+    With APP it knows all queues of the application, its handlers and its schedules, else the queues of --queue.
     """
     from streamq import api as role
 
-    settings = _with_app(settings)
+    app = None
+    if settings.app:
+        from streamq.loading import load_with_settings
+
+        app, settings = load_with_settings(settings)
     _configure_logs(settings)
-    return role.main(settings)
+    return role.main(settings, app)
 
 
 @click.command()
-@setting_options(
-    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", *_CARE, "api_host", "api_port", "api_token",
-    *_LOGS,
-)  # fmt: skip
+@setting_options("APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", *_CARE, *_API, *_LOGS)
 @directory_option
 def up(settings: Settings, directory: Path) -> int:
     """Run workers, cron, recorder and API under one parent.

@@ -25,7 +25,7 @@ def roles(plan: Plan, app: StreamQ, servers: Servers) -> list[Role]:
     """
     settings = app.settings
     program = [sys.executable, "-m", "streamq"]
-    wanted = [worker_role(settings, plan.app_path), Role("api", [*program, "api"], overlap=False)]
+    wanted = [worker_role(settings, plan.app_path), Role("api", [*program, "api", plan.app_path], overlap=False)]
     if settings.history:
         wanted.append(Role("recorder", [*program, "recorder"]))
     if app.cron_entries and not plan.once:

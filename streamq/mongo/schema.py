@@ -36,11 +36,19 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
         ),
         IndexModel([("enqueued_at", -1), ("_id", -1)], name="recent"),
         IndexModel([("queue", 1), ("state", 1), ("enqueued_at", -1), ("_id", -1)], name="by_queue_and_state"),
+        IndexModel([("handler", 1), ("enqueued_at", -1), ("_id", -1)], name="by_handler"),
+        IndexModel(
+            [("error.type", 1), ("enqueued_at", -1), ("_id", -1)],
+            name="by_error",
+            partialFilterExpression={"error.type": {"$exists": True}},
+        ),
         IndexModel([("finished_at", -1), ("_id", -1)], name="failed", partialFilterExpression={"state": "dead"}),
         IndexModel([("expires_at", 1)], name="expiry", expireAfterSeconds=0),
     ),
     "quarantine": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
     "ledger": (IndexModel([("queue", 1), ("_id", 1)], name="by_queue"),),
+    "audit": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=365 * 86_400),),
+    "operations": (IndexModel([("started_at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
 }
 """Each serves a query of `history` or of the reconciler; writing a status costs an entry in every one of them."""
 

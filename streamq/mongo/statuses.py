@@ -180,6 +180,12 @@ class Statuses:
         with self._mongo.translated(), self._mongo.patience(limit_s):
             return await self._jobs.count_documents(query)
 
+    async def aggregate(self, pipeline: Sequence[Document], *, limit_s: float) -> list[Document]:
+        """Run a pipeline over the status documents."""
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            found = await (await self._jobs.aggregate(list(pipeline))).to_list()
+        return [plain(document) for document in found]
+
     async def queues(self, *, limit_s: float) -> list[str]:
         """List the queues that there are statuses of."""
         with self._mongo.translated(), self._mongo.patience(limit_s):

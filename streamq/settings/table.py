@@ -18,6 +18,7 @@ PREFIX = "STREAMQ_"
 
 _QUEUE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _DATABASE_NAME = r'^[^/\\. "$\x00]{1,63}$'
+_ORIGIN = r"^https?://[^/\s*,]+$"
 _HOST_ALONE = r"^([^\s/@:]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
 
 
@@ -34,6 +35,7 @@ def _one_of(words: Any) -> str:
 
 
 _QueueName = Annotated[str, Meta(pattern=_QUEUE_NAME)]
+_Origin = Annotated[str, Meta(pattern=_ORIGIN)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_host: Annotated[str, _about("address that the API listens on", flag="--host", min_length=1)] = "127.0.0.1"
     api_port: Annotated[int, _about("port that the API listens on", flag="--port", ge=0, le=65_535)] = 8080
     api_token: Annotated[str, _about("bearer token of the API", flag="--token", secret=True)] = ""
+    api_rate_limit: Annotated[int, _about("most requests of one token in a minute; 0 is no limit", ge=0)] = 12_000
+    api_cors_origins: Annotated[
+        tuple[_Origin, ...],
+        _about(
+            "sites whose pages may ask the API, comma separated", expected="origins such as https://ops.example.com"
+        ),
+    ] = ()
+    api_behind_proxy: Annotated[
+        bool, _about("a proxy before the API does TLS, so it may listen where others reach it", flag="--behind-proxy")
+    ] = False
+    api_tls_certificate: Annotated[str, _about("file of the certificate that the API shows")] = ""
+    api_tls_key: Annotated[str, _about("file of the key of that certificate")] = ""
     log_level: Annotated[
         LogLevel, _about("least level of the log lines that are printed", expected=_one_of(LogLevel))
     ] = "info"

@@ -13,7 +13,9 @@ import httpx
 import orjson
 import pytest
 
+from streamq.access import TokenBook
 from streamq.api import create_app
+from streamq.api.role import listen, server_of
 from streamq.broker.inspection import Inspection
 from streamq.broker.outbox import Outbox
 from streamq.broker.server import Broker
@@ -26,6 +28,8 @@ from streamq.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
+
+    from starlette.applications import Starlette
 
 # The present, since MongoDB deletes what is past its expiry also during a test.
 NOW_MS = time.time_ns() // 1_000_000
@@ -150,12 +154,12 @@ def recording() -> Callable[[Hand, Statuses], AbstractAsyncContextManager[Record
 
 
 @pytest.fixture
-def serving() -> Callable[[Settings], AbstractAsyncContextManager[httpx.AsyncClient]]:
+def serving() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
     """Give a context in which the API runs, and in it a client that has the token of the settings."""
 
     @contextlib.asynccontextmanager
-    async def serve(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(settings)
+    async def serve(settings: Settings, *args: Any, **kwargs: Any) -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(settings, *args, **kwargs)
         headers = {b"authorization": f"Bearer {settings.api_token}".encode()}
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
@@ -165,6 +169,28 @@ def serving() -> Callable[[Settings], AbstractAsyncContextManager[httpx.AsyncCli
             yield client
 
     return serve
+
+
+@pytest.fixture
+def listening() -> Callable[..., AbstractAsyncContextManager[tuple[Starlette, str]]]:
+    """Give a context in which the API listens on a port, as its process does; with its address."""
+
+    @contextlib.asynccontextmanager
+    async def listening(settings: Settings, *args: Any, **kwargs: Any) -> AsyncIterator[tuple[Starlette, str]]:
+        app = create_app(settings, *args, **kwargs)
+        server = server_of(app)
+        with listen("127.0.0.1", 0) as listener:
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+                await asyncio.sleep(0.01)
+            try:
+                yield app, f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                app.state.hub.close()
+                await task
+
+    return listening
 
 
 @pytest.fixture
@@ -184,6 +210,23 @@ async def client(settings: Settings, statuses: Statuses, serving: Any) -> AsyncI
     """Give a client of the API that has the token."""
     async with serving(settings) as client:
         yield client
+
+
+@pytest.fixture
+async def tokens(mongo: Mongo) -> TokenBook:
+    """Give the tokens of the database of the test."""
+    return TokenBook(mongo)
+
+
+@pytest.fixture
+def bearing(client: httpx.AsyncClient, tokens: TokenBook) -> Callable[..., Awaitable[dict[str, str]]]:
+    """Make a token with some scopes, and give the header that shows it."""
+
+    async def bear(*scopes: str, name: str = "somebody") -> dict[str, str]:
+        issued = await tokens.issue(name, scopes, by="the tests")
+        return {"authorization": f"Bearer {issued.text}"}
+
+    return bear
 
 
 @pytest.fixture

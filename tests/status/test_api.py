@@ -18,7 +18,7 @@ import pytest
 from starlette.routing import Route
 
 from streamq.api import create_app, main
-from streamq.api.gate import OPEN_PATHS
+from streamq.api.application import OPERATIONS
 from streamq.api.role import listen
 from streamq.errors import ConfigurationError, Unavailable
 from streamq.settings import Settings
@@ -53,11 +53,14 @@ async def test_without_the_token_every_route_says_401_and_how_to_ask(client, hea
 async def test_every_route_but_the_probes_is_behind_the_gate(settings, client):
     """The table of routes is the list of what is tested: one that is added cannot be forgotten."""
     del client.headers["authorization"]
+    is_open = {(each.method, each.path) for each in OPERATIONS if each.is_open}
+    assert is_open == {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/healthz"), ("POST", "/v1/session")}
     for route in create_app(settings).routes:
         assert isinstance(route, Route)
         path = re.sub(r"{\w+(:\w+)?}", "u1", route.path)
-        answer = await client.request(sorted(route.methods or ())[-1], path)
-        assert (answer.status_code == 401) == (route.path not in OPEN_PATHS), route.path
+        for method in {*(route.methods or ()), "OPTIONS", "PUT"}:
+            answer = await client.request(method, path)
+            assert (answer.status_code == 401) == (("GET" if method == "HEAD" else method, path) not in is_open), path
 
 
 async def test_the_scheme_may_be_written_in_any_case(client):

@@ -1,0 +1,108 @@
+"""What operations have in common: the parts of the application behind a request, and answers made of our values."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from streamq.api.answers import Problem, iso
+from streamq.errors import BadInput, BrokerUnavailable, JobNotFound, JobRejected, QueueFull, StreamQError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping
+
+    from starlette.requests import Request
+
+    from streamq.api.auditor import Auditor
+    from streamq.api.stores import Stores
+    from streamq.app import StreamQ
+    from streamq.history import JobStatus
+
+__all__ = ["application_of", "auditor_of", "job_json", "known_queue", "or_503", "stores_of", "told"]
+
+T = TypeVar("T")
+
+
+def stores_of(request: Request) -> Stores:
+    """Return the servers."""
+    stores: Stores = request.app.state.stores
+    return stores
+
+
+def auditor_of(request: Request) -> Auditor:
+    """Return who writes down changes."""
+    auditor: Auditor = request.app.state.auditor
+    return auditor
+
+
+def application_of(request: Request) -> StreamQ:
+    """Return the application whose handlers and schedules are served.
+
+    Raises:
+        Problem: 404; the API was started without one.
+    """
+    app: StreamQ | None = request.app.state.application
+    if app is None:
+        raise Problem(404, "this API knows no application: start it as streamq api APP", kind="application-unknown")
+    return app
+
+
+def known_queue(request: Request, name: str) -> str:
+    """Return the name if it is a queue's.
+
+    Raises:
+        Problem: 404.
+    """
+    if name not in stores_of(request).queues:
+        raise Problem(404, f"no queue {name!r:.80} is known here", kind="queue-unknown")
+    return name
+
+
+async def or_503(answer: Awaitable[T], server: str) -> T:
+    """Return an answer of a server.
+
+    Raises:
+        Problem: 503 while it is away; 404, 422 or 507 if it has refused the job.
+    """
+    try:
+        return await answer
+    except JobNotFound:
+        raise Problem(404, "no such job waits or runs", kind="job-unknown") from None
+    except BadInput as bad:
+        raise Problem(422, str(bad), kind="bad-parameter", errors=[{"parameter": "body", "detail": str(bad)}]) from None
+    except QueueFull as full:
+        raise Problem(507, str(full), kind="queue-full", headers={"retry-after": "5"}) from None
+    except JobRejected as refused:
+        raise Problem(422, str(refused), kind="job-rejected", errors=[{"detail": str(refused)}]) from None
+    except BrokerUnavailable:
+        raise _away(server, "whether anything was done is unknown if this was a write; it may be repeated") from None
+    except StreamQError:
+        raise _away(server) from None
+
+
+def _away(server: str, more: str = "") -> Problem:
+    told = {"hint": more} if more else {}
+    return Problem(503, f"{server} is away", kind="store-away", headers={"retry-after": "2"}, **told)
+
+
+def job_json(job: JobStatus) -> dict[str, Any]:
+    """Write down a job, by the names of `JobStatus`."""
+    return {field.name: told(getattr(job, field.name)) for field in dataclasses.fields(job)}
+
+
+def told(value: Any) -> Any:
+    """Write points in time, also those within an attempt."""
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, list):
+        attempts: list[Any] = value
+        return [_attempt(attempt) for attempt in attempts]
+    return value
+
+
+def _attempt(attempt: Any) -> Any:
+    if not isinstance(attempt, dict):
+        return attempt
+    pairs = cast("Mapping[str, Any]", attempt)
+    return {name: iso(value) if isinstance(value, datetime) else value for name, value in pairs.items()}

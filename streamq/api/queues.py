@@ -1,0 +1,218 @@
+"""Queues and workers: what there is, and orders to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from streamq.api import shapes
+from streamq.api.answers import Json, Problem
+from streamq.api.desk import auditor_of, known_queue, or_503, stores_of
+from streamq.api.parameters import body
+from streamq.api.table import Operation, principal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from streamq.broker.inspection import Counts, WorkerSeen
+    from streamq.broker.orders import Orders
+
+__all__ = ["OPERATIONS", "queue_json"]
+
+MOST_PAUSE_S = 30 * 86_400
+MOST_REASON = 500
+
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class PauseOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `:pause`."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=MOST_PAUSE_S)] = 0
+    """0: until it is resumed."""
+
+
+class BlockOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `:block`: a handler or the key of a user, one of the two."""
+
+    handler: Name | None = None
+    key: Name | None = None
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=MOST_PAUSE_S)] = 0
+    """0: until it is lifted."""
+
+
+class UnblockOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `:unblock`: a handler or the key of a user, one of the two."""
+
+    handler: Name | None = None
+    key: Name | None = None
+
+
+async def list_queues(request: Request) -> Response:
+    """List the queues and what they hold."""
+    stores = stores_of(request)
+    counts = await or_503(stores.counts(), "Redis")
+    return Json({"items": [queue_json(name, each, stores.dead_after_ms) for name, each in counts.items()]})
+
+
+async def show_queue(request: Request) -> Response:
+    """Tell what a queue holds, lane by lane, and why it is paused if it is."""
+    stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
+    counts = await or_503(stores.counts(), "Redis")
+    return Json(queue_json(name, counts[name], stores.dead_after_ms))
+
+
+async def pause_queue(request: Request) -> Response:
+    """Let no worker start a job of a queue. Jobs that run are finished, and new ones are accepted."""
+    stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
+    order = await body(request, PauseOrder)
+    by = principal_of(request).name
+    before = await _pause_of(request, name)
+    await or_503(stores.pause(name, reason=order.reason, by=by, for_ms=int(order.for_s * 1000)), "Redis")
+    after = {"reason": order.reason, "for_s": order.for_s}
+    await auditor_of(request).note(request, "queue.pause", name, before=before, after=after)
+    return await show_queue(request)
+
+
+async def resume_queue(request: Request) -> Response:
+    """Let workers start jobs of a queue again."""
+    name = known_queue(request, request.path_params["queue"])
+    before = await _pause_of(request, name)
+    if await or_503(stores_of(request).resume(name), "Redis"):
+        await auditor_of(request).note(request, "queue.resume", name, before=before)
+    return await show_queue(request)
+
+
+async def block_jobs(request: Request) -> Response:
+    """Let no worker start jobs of a handler, or those of one user; other jobs of the queue go on."""
+    stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
+    order = await body(request, BlockOrder)
+    by = principal_of(request).name
+    now_ms = (await or_503(stores.counts(), "Redis"))[name].now_ms
+    until_ms = now_ms + int(order.for_s * 1000) if order.for_s else 0
+
+    async def block(orders: Orders) -> None:
+        await orders.block(handler=order.handler, key=order.key, reason=order.reason, by=by, until_ms=until_ms)
+
+    await or_503(stores.order(name, block), "Redis")
+    await auditor_of(request).note(request, "queue.block", name, after=msgspec.to_builtins(order))
+    return await show_queue(request)
+
+
+async def unblock_jobs(request: Request) -> Response:
+    """Let workers start the jobs of a handler, or those of one user, again."""
+    stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
+    order = await body(request, UnblockOrder)
+    lifted = stores.order(name, lambda orders: orders.unblock(handler=order.handler, key=order.key))
+    if await or_503(lifted, "Redis"):
+        await auditor_of(request).note(request, "queue.unblock", name, before=msgspec.to_builtins(order))
+    return await show_queue(request)
+
+
+async def list_workers(request: Request) -> Response:
+    """List the workers of all machines, by queue."""
+    stores = stores_of(request)
+    counts = await or_503(stores.counts(), "Redis")
+    workers = [_worker(name, each, stores.dead_after_ms) for name, count in counts.items() for each in count.workers]
+    return Json({"items": workers})
+
+
+def _order(order: str, about: str) -> Callable[[Request], Awaitable[Response]]:
+    async def give(request: Request) -> Response:
+        name, stores = request.path_params["worker"], stores_of(request)
+        counts = await or_503(stores.counts(), "Redis")
+        for queue, count in counts.items():
+            if any(worker.name == name and not worker.given_up for worker in count.workers):
+                # A worker of several queues reads the orders of each.
+                await or_503(stores.order(queue, lambda orders: orders.tell(order, to=name)), "Redis")
+                await auditor_of(request).note(request, f"worker.{order}", name)
+                return Json({"id": name, "became": "told"}, 202)
+        raise Problem(404, f"no worker {name!r:.80} is known here", kind="worker-unknown")
+
+    give.__name__, give.__doc__ = f"{order}_worker", about
+    return give
+
+
+_ORDERS = {
+    "quiet": "Have a worker take no new jobs, and stay.",
+    "resume": "Have a quiet worker take jobs again.",
+    "stop": "Have a worker finish what it runs, and end.",
+}
+
+OPERATIONS = (
+    Operation(
+        method="GET", path="/v1/queues", run=list_queues, tag="queues", scope="jobs:read", answer=shapes.Queues
+    ),
+    Operation(
+        method="POST", path="/v1/queues/{queue}:pause", run=pause_queue, tag="queues", scope="queues:write",
+        body=PauseOrder, answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="POST", path="/v1/queues/{queue}:resume", run=resume_queue, tag="queues", scope="queues:write",
+        answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="POST", path="/v1/queues/{queue}:block", run=block_jobs, tag="queues", scope="queues:write",
+        body=BlockOrder, answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="POST", path="/v1/queues/{queue}:unblock", run=unblock_jobs, tag="queues", scope="queues:write",
+        body=UnblockOrder, answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="GET", path="/v1/queues/{queue}", run=show_queue, tag="queues", scope="jobs:read",
+        answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="GET", path="/v1/workers", run=list_workers, tag="workers", scope="jobs:read", answer=shapes.Workers
+    ),
+    *(
+        Operation(
+            method="POST", path=f"/v1/workers/{{worker}}:{order}", run=_order(order, about), tag="workers",
+            scope="workers:write", answer=shapes.Ordered, status=202, misses=(404,),
+        )
+        for order, about in _ORDERS.items()
+    ),
+)  # fmt: skip
+
+
+async def _pause_of(request: Request, name: str) -> Mapping[str, Any] | None:
+    counts = await or_503(stores_of(request).counts(), "Redis")
+    pause = counts[name].pause
+    return pause._asdict() if pause else None
+
+
+def queue_json(name: str, counts: Counts, dead_after_ms: int) -> dict[str, Any]:
+    """Write down what a queue holds."""
+    pause = counts.pause
+    lanes: Mapping[str, Any] = counts.lanes
+    return {
+        "name": name,
+        "waiting": counts.waiting,
+        "running": counts.in_flight,
+        "scheduled": counts.delayed,
+        "dead": counts.dead,
+        "oldest_wait_ms": counts.oldest_wait_ms,
+        "next_due_ms": counts.next_due_ms,
+        "workers": counts.workers_alive(dead_after_ms),
+        "lanes": {lane: held._asdict() for lane, held in lanes.items() if any(held)},
+        "outbox": counts.outbox,
+        "outbox_age_ms": counts.outbox_age_ms,
+        "paused": pause._asdict() if pause else None,
+        "blocked": counts.blocked,
+        "blocks": [block._asdict() for block in counts.blocks],
+        "unknown": [each._asdict() for each in counts.unknown],
+    }
+
+
+def _worker(queue: str, worker: WorkerSeen, dead_after_ms: int) -> dict[str, Any]:
+    state = "given_up" if worker.given_up else "alive" if worker.beat_age_ms <= dead_after_ms else "lost"
+    beat_age_ms = None if worker.given_up else worker.beat_age_ms
+    return {"name": worker.name, "queue": queue, "state": state, "held": worker.held, "beat_age_ms": beat_age_ms}

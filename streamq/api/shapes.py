@@ -1,0 +1,406 @@
+"""What answers look like: the types behind the schemas of the OpenAPI document.
+
+Answers are made as plain JSON; these types say what is in them. A test holds every answer against its type.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+__all__ = [
+    "Accepted",
+    "Attempt",
+    "Attempts",
+    "AuditEntries",
+    "AuditEntry",
+    "Block",
+    "ErrorGroup",
+    "ErrorGroups",
+    "HandlerInfo",
+    "Handlers",
+    "Job",
+    "JobPage",
+    "LaneHolds",
+    "LegacyJob",
+    "LegacyList",
+    "LegacyQueue",
+    "LegacyStats",
+    "LegacyUser",
+    "Operation",
+    "Ordered",
+    "Pause",
+    "Problem",
+    "Queue",
+    "Queues",
+    "Schedule",
+    "Schedules",
+    "Series",
+    "SeriesPoint",
+    "Session",
+    "Unknown",
+    "Worker",
+    "Workers",
+]  # fmt: skip
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+State = Literal["scheduled", "queued", "running", "retrying", "completed", "dead", "cancelled", "expired"]
+
+
+class Problem(msgspec.Struct):
+    """An error, as in RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = ""
+    errors: list[dict[str, Any]] = []
+
+
+class Attempt(msgspec.Struct):
+    """One attempt of a job."""
+
+    number: int
+    state: str
+    worker: str = ""
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    error: dict[str, Any] | None = None
+
+
+class Job(msgspec.Struct):
+    """A job. What is not known is null; lists leave the result out."""
+
+    id: str
+    state: State
+    queue: str
+    handler: str
+    user: str | None
+    attempt: int
+    max_attempts: int
+    lane: str
+    crashes: int
+    enqueued_at: Moment | None
+    due_at: Moment | None
+    started_at: Moment | None
+    finished_at: Moment | None
+    wait_ms: int | None
+    run_ms: int | None
+    worker: str
+    error: dict[str, Any] | None
+    result: Any
+    result_error: str | None
+    occurrence: str | None
+    schedule: str | None
+    attempts: list[Attempt]
+    version: int
+    stale: bool = False
+
+
+class JobPage(msgspec.Struct):
+    """A part of a list of jobs."""
+
+    items: list[Job]
+    next: str | None
+    """`cursor` of the next page; null on the last one."""
+    stale: bool
+
+
+class Attempts(msgspec.Struct):
+    """The attempts of a job, oldest first."""
+
+    items: list[Attempt]
+    stale: bool
+
+
+class ErrorGroup(msgspec.Struct):
+    """Jobs that died of the same."""
+
+    handler: str
+    queue: str
+    type: str
+    message: str
+    """Of the newest of them."""
+    fingerprint: str
+    jobs: int
+    users: int
+    first_at: Moment | None
+    last_at: Moment | None
+    last_job: str
+
+
+class ErrorGroups(msgspec.Struct):
+    """What jobs died of, the most frequent first."""
+
+    items: list[ErrorGroup]
+    counted: int
+    """How many dead jobs were looked at: the newest ones."""
+    is_complete: bool
+    """Whether these were all that the filter leaves."""
+    stale: bool
+
+
+class Pause(msgspec.Struct):
+    """Why a queue gives out no jobs."""
+
+    until_ms: int
+    reason: str
+    by: str
+
+
+class Block(msgspec.Struct):
+    """Jobs of a queue that are not given out, while others are."""
+
+    kind: Literal["handler", "key"]
+    name: str
+    until_ms: int
+    reason: str
+    by: str
+
+
+class Unknown(msgspec.Struct):
+    """Jobs that no worker knows how to run."""
+
+    what: str
+    since_ms: int
+
+
+class LaneHolds(msgspec.Struct):
+    """What a lane holds."""
+
+    waiting: int
+    in_flight: int
+
+
+class Queue(msgspec.Struct):
+    """What a queue holds, at one moment."""
+
+    name: str
+    waiting: int
+    running: int
+    scheduled: int
+    dead: int
+    oldest_wait_ms: int
+    next_due_ms: int | None
+    workers: int
+    lanes: dict[str, LaneHolds]
+    outbox: int
+    outbox_age_ms: int
+    paused: Pause | None
+    blocked: int
+    """Jobs that wait for a block; not counted as scheduled."""
+    blocks: list[Block]
+    unknown: list[Unknown]
+
+
+class Queues(msgspec.Struct):
+    """All queues that this API knows."""
+
+    items: list[Queue]
+
+
+class Worker(msgspec.Struct):
+    """A worker of one queue."""
+
+    name: str
+    queue: str
+    state: Literal["alive", "lost", "given_up"]
+    held: int
+    beat_age_ms: int | None
+
+
+class Workers(msgspec.Struct):
+    """The workers of all machines."""
+
+    items: list[Worker]
+
+
+class Ordered(msgspec.Struct):
+    """What became of an order."""
+
+    id: str
+    became: str
+    """Of a job: `cancelled`, `asked` (it runs, and ends once its handler lets go) or `replayed`; of a worker: `told`."""
+
+
+class Accepted(msgspec.Struct):
+    """An accepted job, or the one that stands in its place."""
+
+    id: str
+    handler: str
+    queue: str
+    status: Literal["new", "duplicate", "replaced", "present"]
+    """`duplicate`: the job `id` holds the dedup key and stands in; `replaced`: it waits, and has these arguments now."""
+
+
+class HandlerInfo(msgspec.Struct):
+    """A handler of the application."""
+
+    name: str
+    queue: str
+    max_attempts: int
+    timeout_s: float | None
+    priority: str
+    key: str | None
+    dedup: list[str]
+    description: str
+    arguments: dict[str, Any]
+    """JSON schema of its arguments, by name."""
+
+
+class Handlers(msgspec.Struct):
+    """The handlers of the application."""
+
+    items: list[HandlerInfo]
+
+
+class Schedule(msgspec.Struct):
+    """A schedule of the application."""
+
+    name: str
+    expression: str
+    timezone: str
+    handler: str
+    queue: str
+    misfire: str
+    next_at: list[Moment]
+
+
+class Schedules(msgspec.Struct):
+    """The schedules of the application."""
+
+    items: list[Schedule]
+
+
+class SeriesPoint(msgspec.Struct):
+    """Jobs that were enqueued within one step, by what has become of them."""
+
+    at: Moment
+    jobs: dict[str, int]
+
+
+class Series(msgspec.Struct):
+    """Jobs over time."""
+
+    step_s: int
+    points: list[SeriesPoint]
+
+
+class Operation(msgspec.Struct):
+    """An order to many jobs, and how far it is."""
+
+    id: str
+    action: Literal["retry", "cancel", "delete", "run"]
+    filter: dict[str, Any]
+    state: Literal["running", "done", "stopped", "failed", "lost"]
+    """`lost`: the process that did it is gone; order it again, for what is done is not done twice."""
+    total: int | None
+    """Null while they are being counted."""
+    done: int
+    refused: int
+    """Those that had ended, moved or been replayed meanwhile."""
+    by: str
+    started_at: Moment
+    updated_at: Moment
+    finished_at: Moment | None
+    error: str | None
+
+
+class AuditEntry(msgspec.Struct):
+    """Something that somebody changed."""
+
+    id: str
+    at: Moment
+    who: str
+    token_id: str
+    action: str
+    target: str
+    count: int
+    filter: dict[str, Any] | None
+    before: Any
+    after: Any
+    address: str
+
+
+class AuditEntries(msgspec.Struct):
+    """Who changed what, the newest first."""
+
+    items: list[AuditEntry]
+    next: str | None
+
+
+class Session(msgspec.Struct):
+    """Who asks."""
+
+    name: str
+    scopes: list[str]
+
+
+class LegacyJob(msgspec.Struct, rename="camel"):
+    """A job in the words of the original."""
+
+    job_id: str
+    user_id: str | None
+    job_name: str
+    queue: str
+    status: str
+    state: str
+    attempts: int
+    max_attempts: int | None
+    enqueued_at: Moment | None
+    scheduled_for: Moment | None
+    started_at: Moment | None
+    completed_at: Moment | None
+    wait_ms: int | None
+    duration_ms: int | None
+    worker: str | None
+    error: str | None
+    error_type: str | None
+    result: Any
+    result_error: str | None
+    occurrence: str | None
+    attempt_log: list[dict[str, Any]]
+
+
+class LegacyUser(LegacyJob, rename="camel", kw_only=True):
+    """The latest job of a user, and those before it."""
+
+    history: list[LegacyJob]
+    stale: bool
+
+
+class LegacyList(msgspec.Struct):
+    """Jobs, newest first."""
+
+    jobs: list[LegacyJob]
+    limit: int
+    stale: bool
+
+
+class LegacyQueue(msgspec.Struct, rename="camel"):
+    """The jobs of a queue."""
+
+    waiting: int
+    active: int
+    delayed: int
+    completed: int | None
+    failed: int | None
+    paused: int
+    is_paused: bool
+
+
+class LegacyStats(msgspec.Struct, rename="camel"):
+    """The jobs of all queues, and of each."""
+
+    waiting: int | None
+    active: int | None
+    delayed: int | None
+    completed: int | None
+    failed: int | None
+    paused: int | None
+    queues: dict[str, LegacyQueue]
+    counted_at: Moment | None
+    stale: bool
