@@ -270,16 +270,18 @@ for i = 1, #rules, 2 do
   end
 end
 
--- Take over from one worker that is gone, no more than can be run here.
+-- Take over from one worker that is gone, no more than can be run here. Those before it that held nothing are taken off
+-- the books on the way: an empty one must not cost the next one's jobs a beat.
 local claimed = {}
-local gone
+local gone, looks, next_gone = nil, 1, nil
 if want > 0 and not paused then
   -- A worker that was itself away trusts no beat: after an outage all look old. What was given up is still free.
   if now - tonumber(beat) > dead_after then dead_after = now end
   local silent_since = math.max(now - dead_after, 1)
-  gone = call('ZRANGE', WORKERS, '-inf', '(' .. silent_since, 'BYSCORE', 'LIMIT', 0, 1)[1]
+  next_gone = function() return call('ZRANGE', WORKERS, '-inf', '(' .. silent_since, 'BYSCORE', 'LIMIT', 0, 1)[1] end
+  gone = next_gone()
 end
-if gone then
+while gone do
   local left = false
   for lane = 1, LANES do
     local held = call('XPENDING', KEYS[lane], GROUP, '-', '+', math.min(want, BATCH) + 1, gone)
@@ -322,6 +324,8 @@ if gone then
     for lane = 1, LANES do call('XGROUP', 'DELCONSUMER', KEYS[lane], GROUP, gone) end
     call('ZREM', WORKERS, gone)
   end
+  gone = #claimed == 0 and not left and looks < 8 and next_gone() or nil
+  looks = looks + 1
 end
 
 -- Read, lane by lane; what a lane's share left over goes to the lanes that have more.

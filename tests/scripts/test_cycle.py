@@ -541,6 +541,23 @@ async def test_a_wake_up_entry_that_a_dead_worker_had_read_is_thrown_away(board)
     assert await board.markers() == 0
 
 
+async def test_dead_workers_that_held_nothing_do_not_delay_the_jobs_of_the_next_one(board):
+    """Each would cost a beat, and a host has many processes."""
+    await board.join("a1", "a2", "a3", "holder", "w")
+    await board.take("holder", "job")
+    await board.partition.bury(["a1", "a2", "a3", "holder"])
+    assert [delivery.id for delivery in await board.take_over("w")] == [b"job"]
+    assert await board.redis.zrange(board.keys.workers, 0, -1) == ["w"]
+
+
+async def test_no_more_than_eight_dead_workers_are_looked_at_in_one_call(board):
+    """It bounds how long Redis is busy with it."""
+    await board.join(*(f"a{number}" for number in range(10)), "w")
+    await board.partition.bury([f"a{number}" for number in range(10)])
+    assert await board.take_over("w") == []
+    assert await board.redis.zcard(board.keys.workers) == 3
+
+
 async def test_a_delivery_whose_entry_is_gone_does_not_stop_the_take_over(board):
     """Somebody deleted it by hand; the rest is still work."""
     await board.join("w1", "w2")
