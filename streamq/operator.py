@@ -7,6 +7,7 @@ import getpass
 from typing import TYPE_CHECKING
 
 from streamq.broker.inspection import Inspection
+from streamq.broker.letters import Letters
 from streamq.broker.orders import Orders
 from streamq.clock import to_ms
 from streamq.errors import JobNotFound
@@ -87,6 +88,12 @@ class Operator:
             async with self._orders(queue) as orders:
                 lifted = await orders.unblock(handler=handler, key=key) or lifted
         return lifted
+
+    @contextlib.asynccontextmanager
+    async def dead_letters(self, queue: str) -> AsyncGenerator[Letters]:
+        """Give the dead letters of a queue, to browse, replay, edit and delete."""
+        async with self._orders(queue) as orders:
+            yield Letters(orders.wire, orders)
 
     async def counts(self) -> Mapping[str, Counts]:
         """Return what each queue holds, and what is paused or blocked in it."""

@@ -37,6 +37,11 @@ class Orders:
         self.keys = keys
         self._outbox_max = outbox_max
 
+    @property
+    def wire(self) -> Wire:
+        """The connection."""
+        return self._wire
+
     async def cancel(self, job_id: str, *, reason: str = "") -> Cancelled:
         """End a waiting job as cancelled; tell the worker of a running one to interrupt it.
 

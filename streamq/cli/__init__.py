@@ -39,7 +39,7 @@ COMMANDS = {
         "queues": Lazy("streamq.cli.queues:queues", "See, pause and resume queues."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
-        "dead": Lazy("streamq.cli.jobs:dead", "See the jobs that will not be tried again, and try them again."),
+        "dead": Lazy("streamq.cli.dead:dead", "See, retry, change and delete the jobs that will not be tried again."),
     },
     "This machine": {
         "ps": Lazy("streamq.cli.machine:ps", "List the processes that the parent here runs."),

@@ -32,15 +32,19 @@ _SHORT = {"worker_concurrency": "-c", "worker_instances": "-n", "queues": "-q"}
 _SERVERS = ("redis_url", "mongodb_url")
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
 def seconds(text: str) -> int:
-    """Read whole or broken seconds from the command line, for a setting in whole milliseconds."""
+    """Read seconds from the command line, also as 15m, 2h or 7d, as whole milliseconds."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
-        ms = float(text) * 1000
+        ms = float(number) * 1000 * _UNITS[unit]
         if 0 <= ms < math.inf:
             return int(ms)
     except ValueError:
         pass
-    raise click.BadParameter(f"{text!r} is not a number of seconds, 0 or more")
+    raise click.BadParameter(f"{text!r} is not a number of seconds, 0 or more; or as in 15m, 2h, 7d")
 
 
 _TYPES = {"grace_ms": seconds}

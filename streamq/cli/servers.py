@@ -28,6 +28,7 @@ class Queue(NamedTuple):
     name: str
     view: Inspection
     orders: Orders
+    wire: Wire
 
 
 class Redis(NamedTuple):
@@ -57,7 +58,9 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
     try:
         server = await broker.check()
         keys = {name: broker.partition(name).keys for name in ([queue] if queue else settings.queues)}
-        views = [Queue(name, Inspection(wire, each), _orders(wire, each, settings)) for name, each in keys.items()]
+        views = [
+            Queue(name, Inspection(wire, each), _orders(wire, each, settings), wire) for name, each in keys.items()
+        ]
         yield Redis(server, views, settings)
     finally:
         await wire.close()

@@ -9,7 +9,7 @@ import pytest
 
 from streamq.broker.inspection import Counts, WorkerSeen
 from streamq.broker.server import Broker
-from streamq.cli.jobs import _grouped
+from streamq.cli.dead import _grouped
 from streamq.cli.queues import described_queue, described_worker
 from streamq.cli.status import _skew, _verdict
 from streamq.clock import from_ms
