@@ -54,6 +54,18 @@ _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
         "Workers that are alive.",
         lambda counts, stores: counts.workers_alive(stores.dead_after_ms),
     ),
+    ("streamq_blocks", "Handlers and user keys that are blocked.", lambda counts, _: len(counts.blocks)),
+    (
+        "streamq_unknown_jobs_seconds",
+        "For how long jobs have been waiting for a worker that knows their handler or version; 0: none do.",
+        lambda counts, _: counts.unknown_for_ms() / 1000,
+    ),
+    ("streamq_dead_letters", "Dead letters that are kept.", lambda counts, _: counts.dead),
+    (
+        "streamq_dead_letters_evicted",
+        "Dead letters that were dropped because there were too many, ever.",
+        lambda counts, _: counts.evicted,
+    ),
     ("streamq_outbox_entries", "Entries that are not in the history yet.", lambda counts, _: counts.outbox),
     (
         "streamq_status_write_lag_seconds",
@@ -65,7 +77,12 @@ _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
 
 def _live(counts: Mapping[str, Counts]) -> Iterable[Sample]:
     for queue, count in counts.items():
-        states = {"waiting": count.waiting, "running": count.in_flight, "scheduled": count.delayed}
+        states = {
+            "waiting": count.waiting,
+            "running": count.in_flight,
+            "scheduled": count.delayed,
+            "blocked": count.blocked,
+        }
         for state, number in states.items():
             yield {"queue": queue, "state": state}, number
 

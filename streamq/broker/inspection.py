@@ -109,7 +109,7 @@ class Counts(NamedTuple):
 
     def unknown_for_ms(self) -> int:
         """Return for how long jobs have been waiting for a worker that knows them; 0: none do."""
-        return max((self.now_ms - one.since_ms for one in self.unknown), default=0)
+        return max((self.now_ms - one.since_ms for one in self.unknown or ()), default=0)
 
     def workers_alive(self, dead_after_ms: int) -> int:
         """Count the workers that gave a sign of life within the given time."""

@@ -37,9 +37,16 @@ COMMANDS = {
     "Look and tell": {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),
         "queues": Lazy("streamq.cli.queues:queues", "See, pause and resume queues."),
+        "block": Lazy(
+            "streamq.cli.blocks:block", "Hold back the jobs of HANDLER, or of one user, in all queues; others go on."
+        ),
+        "unblock": Lazy("streamq.cli.blocks:unblock", "Let the jobs of HANDLER, or of one user, go again."),
+        "blocks": Lazy("streamq.cli.blocks:blocks", "List what is blocked, until when, why and by whom."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
-        "dead": Lazy("streamq.cli.dead:dead", "See, retry, change and delete the jobs that will not be tried again."),
+        "dead": Lazy(
+            "streamq.cli.dead:dead", "See the jobs that will not be tried again; try them again, or delete them."
+        ),
     },
     "This machine": {
         "ps": Lazy("streamq.cli.machine:ps", "List the processes that the parent here runs."),

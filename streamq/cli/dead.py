@@ -32,7 +32,7 @@ _GROUP_COLUMNS = ["jobs", "queue", "handler", "error", "newest"]
 
 @click.group()
 def dead() -> None:
-    """See the jobs that will not be tried again; try them again, changed or as they were; or delete them."""
+    """See the jobs that will not be tried again; try them again, or delete them."""
 
 
 def _which(command: Callable[..., Any]) -> Callable[..., Any]:

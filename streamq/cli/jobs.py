@@ -121,7 +121,7 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
         "queue": queue,
         "handler": envelope.handler,
         "user": envelope.key,
-        "state": place.state,
+        "state": "blocked" if place.state == "scheduled" and not place.due_ms else place.state,
         "attempt": envelope.attempt,
         "lane": place.lane,
         "enqueued_at": from_ms(place.enqueued_ms),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -64,24 +63,32 @@ def described_queue(name: str, counts: Counts, settings: Settings) -> dict[str, 
         "state": "paused" if pause else "running",
         "pause_reason": pause.reason if pause else None,
         "paused_by": pause.by if pause else None,
+        "blocked": counts.blocked,
+        "blocks": [f"{block.kind} {block.name}" for block in counts.blocks or ()],
+        "unknown": [one.what for one in counts.unknown or ()],
+        "unknown_s": round(counts.unknown_for_ms() / 1000, 1),
+        "evicted": counts.evicted,
+        "evicted_age_s": (counts.now_ms - counts.evicted_ms) / 1000 if counts.evicted_ms else None,
     }
 
 
 @queues.command()
 @click.argument("queue")
 @click.option("--reason", default="", help="Why; everybody who looks at the queue reads it.")
-@click.option("--for", "for_ms", type=seconds, metavar="SECONDS", default="0", help="Resume by itself after that time.")
+@click.option("--for", "for_ms", type=seconds, metavar="TIME", default="0", help="Resume by itself: 90, 15m, 2h.")
 @setting_options("app", short=False)
 @output_options
 def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output) -> None:
     """Give out no jobs of a queue. Jobs that run are finished, and new ones are accepted.
 
-    Workers notice within a second.
+    Nothing that is enqueued from now on is started before the queue is resumed.
     """
 
     async def order(each: Queue) -> None:
+        from streamq.operator import user_name
+
         until_ms = (await each.view.counts()).now_ms + for_ms if for_ms else 0
-        await each.orders.pause(reason=reason, by=getpass.getuser(), until_ms=until_ms)
+        await each.orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
 
     asyncio.run(_order(settings, queue, order))
     _tell(out, {"queue": queue, "state": "paused"}, f"{queue}: paused; streamq queues resume {queue} ends it")

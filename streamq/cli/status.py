@@ -22,6 +22,8 @@ __all__ = ["doctor", "status"]
 LATE_S = 60.0
 """A job that has waited this long without a worker being free is worth a word."""
 SKEW_LIMIT_MS = 2_000
+EVICTION_ALARM_S = 86_400
+"""So long after the last dead letter was dropped unseen it is still told."""
 OUTBOX_ALARM, OUTBOX_WARNING = 0.8, 0.5
 """Shares of `outbox_max`; what does not fit any more is dropped, oldest first."""
 
@@ -71,7 +73,26 @@ def _verdict(queue: dict[str, Any]) -> str:
         return "no workers"
     if queue.get("outbox_share", 0) > OUTBOX_ALARM:
         return "outbox nearly full: the history will have gaps"
-    return "falling behind" if queue["oldest_wait_s"] > LATE_S else "ok"
+    if queue["oldest_wait_s"] > LATE_S:
+        return "falling behind"
+    return _held_up(queue) or "ok"
+
+
+_REMEDIES = {
+    "no workers": "start one: streamq worker",
+    "no worker knows": "deploy workers that have it; the jobs wait",
+    "blocked": "streamq blocks shows why; streamq unblock ends it",
+    "": "streamq queues ls shows more",
+}
+
+
+def _held_up(queue: dict[str, Any]) -> str:
+    """Say what keeps some of its jobs, or has lost sight of some."""
+    if queue.get("unknown_s", 0) > LATE_S:
+        return f"no worker knows {', '.join(queue['unknown'])}, for {queue['unknown_s']:.0f} s"
+    if (queue.get("evicted_age_s") or EVICTION_ALARM_S) < EVICTION_ALARM_S:
+        return f"{queue['evicted']} dead letters were dropped: there were too many"
+    return f"blocked: {', '.join(queue['blocks'])}" if queue.get("blocks") else ""
 
 
 async def _mongodb(settings: Settings) -> dict[str, Any]:
@@ -181,7 +202,7 @@ async def _examined_queues(found: Redis, settings: Settings) -> list[_Finding]:
         if not findings:
             findings.append(_skew(skew_ms))
         verdict = _verdict(described_queue(queue.name, counts, settings))
-        remedy = {"no workers": "start one: streamq worker"}.get(verdict, "streamq queues ls shows more")
+        remedy = next((remedy for start, remedy in _REMEDIES.items() if verdict.startswith(start)), "")
         level: Literal["OK", "WARN", "FAIL"] = "OK" if verdict == "ok" else "WARN"
         findings.append(_Finding(level, f"queue {queue.name}", verdict, "" if level == "OK" else remedy))
         share = counts.outbox / settings.outbox_max

@@ -36,6 +36,8 @@ envelopes = st.builds(
     keep_result_ms=positive,
     ttl_ms=positive,
     retry_until_ms=positive,
+    cost=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    crashes=positive,
 )
 
 
@@ -45,6 +47,7 @@ def test_the_strategy_knows_every_field():
     assert set(example.__struct_fields__) == {
         "handler", "version", "args", "kwargs", "key", "attempt", "max_attempts", "deadline_ms", "occurrence", "dedup",
         "dedup_window_ms", "dedup_scope", "headers", "starts", "keep_result_ms", "ttl_ms", "retry_until_ms",
+        "cost", "crashes",
     }  # fmt: skip
 
 

@@ -32,7 +32,19 @@ from streamq.broker.partition import CallRepeated, NewJob, Partition, Read, Repo
 from streamq.broker.server import Broker
 from streamq.codec import decode_envelope, encode_envelope
 from streamq.errors import BrokerUnavailable, JobNotFound
-from streamq.job import Cancelled, Completed, Dead, Delivery, Envelope, Expired, Failure, Outcome, Retrying, Snoozed
+from streamq.job import (
+    Cancelled,
+    Completed,
+    Dead,
+    Delivery,
+    Envelope,
+    Expired,
+    Failure,
+    Outcome,
+    Parked,
+    Retrying,
+    Snoozed,
+)
 from streamq.keys import HANDBACK, LANES
 from streamq.worker.settle import add_to_report, settle
 
@@ -57,7 +69,7 @@ ORDERS_OF_READING = [
 FAILURE = Failure("ValueError", "no")
 OUTCOMES: list[Outcome] = [
     Completed(42), Retrying(LONG_MS, FAILURE), Snoozed(LONG_MS), Retrying(0, FAILURE), Snoozed(0),
-    Dead(FAILURE), Cancelled("enough"), Expired(),
+    Dead(FAILURE), Cancelled("enough"), Expired(), Parked("h:h"), Parked("k:u"), Parked("?h"),
 ]  # fmt: skip
 
 places = st.integers(0, 5)
@@ -88,6 +100,9 @@ class Live:
     """None until it is looked up: Redis makes the ids of entries."""
     is_delayed: bool = False
     is_due: bool = False
+    waits_for: str | None = None
+    """The block that it waits for, or `?` and what no worker knows."""
+    enqueued_ms: int = 0
     holder: str | None = None
     delivery: int = 0
     crashes: int = 0
@@ -111,12 +126,17 @@ class Model:
     books: dict[str, int] = field(default_factory=dict)
     """Worker to 2: lives, 1: its last beat is old, 0: given up."""
     is_paused: bool = False
+    blocks: dict[str, bool] = field(default_factory=dict)
+    """What is blocked, to whether it still is: one that was lifted stays until its jobs are back."""
+    results: set[str] = field(default_factory=set)
     letters: Counter[str] = field(default_factory=Counter)
 
     def end(self, name: str) -> None:
         """A job ends, and its dedup key with it."""
         job = self.live.pop(name)
         self.ends[name] += 1
+        if job.keep:
+            self.results.add(name)
         if job.lock and self.locks.get(job.lock) == (name, False):
             if job.window:
                 self.locks[job.lock] = (name, True)
@@ -488,7 +508,8 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(number=places)
     def let_time_pass(self, number: int) -> None:
         """For a delayed job, and for the windows of dedup keys."""
-        delayed = [job for job in self.model.live.values() if job.is_delayed]
+        waiting = [job for job in self.model.live.values() if job.is_delayed]
+        delayed = [job for job in waiting if job.waits_for is None or job.waits_for[0] == "?"]
         if delayed:
             job = delayed[number % len(delayed)]
             job.is_due = True
@@ -538,6 +559,7 @@ class QueueMachine(RuleBasedStateMachine):
             fence = (envelope.starts << 16) | 0xFFFF
             self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, fence=fence)
             self.model.letters[name] -= 1
+            self.model.results.discard(name)
             if envelope.dedup:
                 self.model.locks[envelope.dedup] = (name, False)
         self.look()
@@ -556,6 +578,19 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             assert self.run(self.orders.resume()) == self.model.is_paused
             self.model.is_paused = False
+        self.look()
+
+    @rule(what=st.sampled_from([{"handler": "h"}, {"key": "u"}]), is_on=st.booleans())
+    def block(self, what: dict[str, str], is_on: bool) -> None:
+        """Block a handler or a user key, or let it go."""
+        name = "h:h" if "handler" in what else "k:u"
+        if is_on:
+            self.run(self.orders.block(**what, reason="test", by="me"))
+            self.model.blocks[name] = True
+        else:
+            assert self.run(self.orders.unblock(**what)) == self.model.blocks.get(name, False)
+            if name in self.model.blocks:
+                self.model.blocks[name] = False
         self.look()
 
     # What a cycle must come to.
@@ -587,6 +622,7 @@ class QueueMachine(RuleBasedStateMachine):
         )]  # fmt: skip
         not_ours = self._renewed(name, report)
         self._promoted(unread)
+        self._lifted(unread)
         taken: list[tuple[str, str]] = []
         if not self.model.is_paused:
             want = self._taken_over(name, want, was_away, unread, taken)
@@ -595,6 +631,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert [_text(job) for job in reply.refused] == refused
         assert [_text(job) for job in reply.lost] == not_ours
         assert reply.is_paused == self.model.is_paused
+        assert {_text(what) for what in reply.stopped} - {"queue"} == set(self.model.blocks)
+        # Five seconds may pass in here; nobody may notice.
+        not_known = {job.id: 2e14 for job in self.model.live.values() if (job.waits_for or "")[:1] == "?"}
+        if not_known:
+            self.bench.redis.zadd(self.partition.keys.delayed, not_known, xx=True)
         self.look()
         assert [_text(delivery.id) for delivery in reply.deliveries] == [job for job, _ in taken]
         self._received(name, reply.deliveries, lost)
@@ -616,7 +657,7 @@ class QueueMachine(RuleBasedStateMachine):
     @staticmethod
     def _by_section(ended: list[tuple[Delivery, Outcome]]) -> list[tuple[Delivery, Outcome]]:
         """Order as the report does: first those that ended, then those that go on."""
-        return sorted(ended, key=lambda item: isinstance(item[1], Retrying | Snoozed))
+        return sorted(ended, key=lambda item: isinstance(item[1], Retrying | Snoozed | Parked))
 
     def _settled(self, delivery: Delivery, outcome: Outcome, unread: dict[int, list[str | None]]) -> bool:
         """A job ends or goes on, if the token is its own."""
@@ -624,12 +665,18 @@ class QueueMachine(RuleBasedStateMachine):
             return False
         name = _text(delivery.id)
         job = self.model.live[name]
-        if not isinstance(outcome, Retrying | Snoozed):
+        if not isinstance(outcome, Retrying | Snoozed | Parked):
             self.model.end(name)
             self.model.letters[name] += isinstance(outcome, Dead)
             return True
         job.token, job.holder, job.delivery, job.crashes = None, None, 0, 0
-        job.is_delayed, job.is_due = bool(outcome.delay_ms), False
+        job.waits_for, job.is_due, job.enqueued_ms = None, False, delivery.enqueued_ms
+        if isinstance(outcome, Parked):
+            is_held = outcome.what[0] == "?" or self.model.blocks.get(outcome.what, False)
+            job.waits_for = outcome.what if is_held else None
+            job.is_delayed = is_held
+        else:
+            job.is_delayed = bool(outcome.delay_ms)
         if not job.is_delayed:
             unread[job.digit].append(name)
         return True
@@ -652,8 +699,18 @@ class QueueMachine(RuleBasedStateMachine):
         for job in sorted(self.model.live.values(), key=lambda job: job.id):
             if job.is_due:
                 job.is_due = job.is_delayed = False
-                job.token = None
+                job.token = job.waits_for = None
                 unread[job.digit].append(job.id)
+
+    def _lifted(self, unread: dict[int, list[str | None]]) -> None:
+        """The jobs of a block that was lifted go back into their lanes, oldest first."""
+        for name in [name for name, is_on in self.model.blocks.items() if not is_on]:
+            freed = [job for job in self.model.live.values() if job.waits_for == name]
+            for job in sorted(freed, key=lambda job: (job.enqueued_ms, job.id)):
+                job.is_delayed = False
+                job.token = job.waits_for = None
+                unread[job.digit].append(job.id)
+            del self.model.blocks[name]
 
     def _taken_over(
         self, name: str, want: int, was_away: bool, unread: dict[int, list[str | None]], taken: list[tuple[str, str]]
@@ -800,6 +857,8 @@ class QueueMachine(RuleBasedStateMachine):
                 ends[name] += orjson.loads(record)["s"] != "retrying"
         assert +ends == +self.model.ends
         assert Counter(fields["j"] for _, fields in self.seen.dead) == +self.model.letters
+        prefix = self.partition.keys.result("")
+        assert {name.removeprefix(prefix) for name in self.seen.ttl if name.startswith(prefix)} == self.model.results
 
     @invariant()
     def no_key_is_there_that_should_not_be(self) -> None:
