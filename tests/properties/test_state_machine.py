@@ -715,31 +715,37 @@ class QueueMachine(RuleBasedStateMachine):
     def _taken_over(
         self, name: str, want: int, was_away: bool, unread: dict[int, list[str | None]], taken: list[tuple[str, str]]
     ) -> int:
-        """The deliveries of one worker that is gone, as many as are wanted."""
+        """The deliveries of the first worker that is gone and has any, as many as are wanted; eight are looked at."""
         books = self.model.books
-        gone = [(beat, owner) for owner, beat in books.items() if beat <= (0 if was_away else 1) and owner != name]
-        if not gone or not want:
-            return want
-        gone_name = min(gone)[1]
+        for _ in range(8):
+            gone = [(beat, owner) for owner, beat in books.items() if beat <= (0 if was_away else 1) and owner != name]
+            if not gone or not want or taken:
+                break
+            gone_name = min(gone)[1]
+            want, more = self._taken_from(gone_name, name, want, taken)
+            if more:
+                books[gone_name] = 0
+                unread[1].append(None)
+                break
+            del books[gone_name]
+        return want
+
+    def _taken_from(self, gone: str, name: str, want: int, taken: list[tuple[str, str]]) -> tuple[int, bool]:
+        """What is claimed from one worker; returns what is still wanted, and whether it holds more."""
         more = False
         for digit in range(1, 7):
             held = [
                 self.seen.entries[digit][entry]
                 for entry, owner in self.seen.held[digit].items()
-                if self._still_holds(gone_name, digit, entry, owner)
+                if self._still_holds(gone, digit, entry, owner)
             ]
             more = more or len(held) > want
             for job_id in held[:want]:
                 if job_id is not None:
-                    self._claimed(self.model.live[job_id], name, is_crash=gone_name != HANDBACK)
+                    self._claimed(self.model.live[job_id], name, is_crash=gone != HANDBACK)
                     taken.append((job_id, "claimed"))
                     want -= 1
-        if more:
-            books[gone_name] = 0
-            unread[1].append(None)
-        else:
-            del books[gone_name]
-        return want
+        return want, more
 
     def _still_holds(self, gone: str, digit: int, entry: str, owner: str) -> bool:
         """Whether an entry was the gone worker's, and was neither settled nor renewed in this very cycle."""

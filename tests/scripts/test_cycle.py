@@ -386,7 +386,7 @@ async def test_a_paused_queue_gives_out_nothing_and_takes_everything_back(board,
     await board.add("a", "b")
     await board.read("w2")
     await board.die("w2")
-    await board.add("c")
+    await board.add("c", "d")
     running = (await board.read("w1", 1, dead_after_ms=99_999_999_999_999))[0]
     await board.redis.hset(board.keys.pause, "queue", f"{until}|{{}}")
     reply = await board.settle("w1", running, want=5)
