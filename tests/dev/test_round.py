@@ -156,7 +156,7 @@ async def test_jobs_that_are_nowhere_are_lost(
 async def test_a_second_firing_in_the_same_hour_has_jobs_of_its_own(app: StreamQ, settings: Settings, view: Inspection):
     """The hour's own occurrence would add nothing a second time."""
     entry = app.cron_entries["everybody"]
-    entry = dataclasses.replace(entry, handler=dataclasses.replace(entry.handler, dedup=()))
+    entry = dataclasses.replace(entry, handler=dataclasses.replace(entry.handler, dedup=None))
 
     first, second = await fire(entry, settings), await fire(entry, settings)
 
