@@ -6,7 +6,7 @@ async def refresh(user_id: str) -> None: ...
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,9 +43,28 @@ class Dedup:
     max_wait: timedelta = timedelta(0)
     """The longest that a debounced job is put off, from its first call."""
 
+    letter: str = field(init=False, repr=False)
+    """What stands in the envelope: it decides what becomes of the key when the job ends."""
+    word: str = field(init=False, repr=False)
+    """The scope as `add.lua` reads it."""
+    window_ms: int = field(init=False, repr=False)
+    """How long the key stays taken after the job's end."""
+    wait_ms: int = field(init=False, repr=False)
+    """How long a debounced job waits for the next call."""
+
     def __post_init__(self) -> None:
         if self.by and self.key is not None:
             raise ConfigurationError(f"dedup: by={self.by} and key={self.key!r} both make the key; pass one of them")
+        interval_ms, letter = to_ms(self.interval), _LETTERS[self.scope]
+        numbers = {"throttle": interval_ms, "period": interval_ms, "debounce": to_ms(self.max_wait)}
+        values = {
+            "letter": letter,
+            "word": f"{letter}{numbers.get(self.scope, '')}",
+            "window_ms": interval_ms if self.scope == "window" else 0,
+            "wait_ms": interval_ms if self.scope == "debounce" else 0,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def until_done(cls, *by: str, key: str | None = None) -> Dedup:
@@ -87,32 +106,6 @@ class Dedup:
     def keep_last(cls, *by: str, key: str | None = None) -> Dedup:
         """While a job with the key runs, the newest call is kept and runs after it; one that waits stands in for calls."""
         return cls("keep last", by, key)
-
-    @property
-    def letter(self) -> str:
-        """What stands in the envelope: it decides what becomes of the key when the job ends."""
-        return _LETTERS[self.scope]
-
-    @property
-    def word(self) -> str:
-        """The scope as `add.lua` reads it."""
-        match self.scope:
-            case "throttle" | "period":
-                return f"{self.letter}{to_ms(self.interval)}"
-            case "debounce":
-                return f"{self.letter}{to_ms(self.max_wait)}"
-            case _:
-                return self.letter
-
-    @property
-    def window_ms(self) -> int:
-        """How long the key stays taken after the job's end."""
-        return to_ms(self.interval) if self.scope == "window" else 0
-
-    @property
-    def wait_ms(self) -> int:
-        """How long a debounced job waits for the next call."""
-        return to_ms(self.interval) if self.scope == "debounce" else 0
 
 
 def _checked(interval: object, what: str) -> timedelta:

@@ -113,7 +113,7 @@ class Envelope(
     dedup_window_ms: _Whole = 0
     """How long the dedup key stays taken after the job has ended."""
     dedup_scope: str = ""
-    """The letter of its `Dedup`; a throttled job (t, p) leaves its key alone, one of `k` starts the one behind it."""
+    """The letter of its `Dedup`; the key of a throttled job (t, p) outlives it."""
     headers: dict[str, str] = {}
     starts: _Whole = 0
     """How often the job was put back into a lane: with the delivery number it makes the fence."""

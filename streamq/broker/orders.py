@@ -120,8 +120,7 @@ class Orders:
             envelope, attempt=1, starts=envelope.starts + 1, deadline_ms=0, retry_until_ms=0, crashes=0
         )
         names = [*self.keys.lanes, self.keys.index, self.keys.dead, self.keys.result(job_id)]
-        # A throttled job's key is kept by time alone: taken here, it would never be freed.
-        if envelope.dedup is not None and envelope.dedup_scope not in ("t", "p"):
+        if envelope.dedup is not None:
             names.append(self.keys.dedup(envelope.dedup))
         args: list[Arg] = [letter_id, job_id, lane_digit(lane), encode_envelope(fresh)]
         reply = (await self._wire.script(load("replay"), names, args)).decode()

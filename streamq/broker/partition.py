@@ -83,7 +83,7 @@ class Report:
 
     settled: list[Arg] = field(default_factory=list)
     dedups: list[tuple[bytes, str, int]] = field(default_factory=list)
-    """Job id, dedup key, window ms; -1: it may have a job kept behind it."""
+    """Job id, dedup key, window ms; -1: its TTL goes on."""
     results: list[tuple[bytes, int, bytes]] = field(default_factory=list)
     """Job id, ttl ms, result."""
     letters: list[Arg] = field(default_factory=list)

@@ -44,6 +44,9 @@ COMMANDS = {
         "blocks": Lazy("streamq.cli.blocks:blocks", "List what is blocked, until when, why and by whom."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
+        "explain": Lazy(
+            "streamq.cli.explain:explain", "Say who holds a dedup key, so why a job was or was not enqueued."
+        ),
         "dead": Lazy(
             "streamq.cli.dead:dead", "See the jobs that will not be tried again; try them again, or delete them."
         ),

@@ -141,6 +141,7 @@ local function judge(holder, lock, scope, value, at)
   if scope == 's' then
     if runs(token) then return nil end
   elseif scope == 'd' then
+    if string.sub(token, 1, 2) == 'z>' then return 'd' .. holder end
     if token ~= 'z~' then return nil, 'z~' end
     since[holder] = since[holder] or string.match(redis.call('HGET', KEYS[8], holder), '^%d|(%d+)|')
     delay_till(holder, math.min(due_at(ARGV[at + 2]), since[holder] + value), digit, envelope)
@@ -169,9 +170,15 @@ for i = 1, count do
   if places[i] or seen[id] then
     outcome[i] = 'p'
   elseif lock ~= '0' then
-    lock, scope, value = string.match(lock, '^(%d+)(%a?)(%d*)$')
-    lock = tonumber(lock)
-    outcome[i], place = judge(holders[lock - FIXED], lock, scope, tonumber(value), at)
+    local plain = tonumber(lock)
+    if plain then
+      lock, scope = plain, ''
+    else
+      lock, scope, value = string.match(lock, '^(%d+)(%a)(%d*)$')
+      lock, value = tonumber(lock), tonumber(value)
+    end
+    local holder = holders[lock - FIXED]
+    if holder or scope == 'd' then outcome[i], place = judge(holder, lock, scope, value, at) end
   end
   if outcome[i] then
     all_new = false

@@ -9,7 +9,7 @@
 --       then sections, each a number of rows and the rows (at most 128 a section):
 --         settled   token, job id, record                                       these jobs ended
 --         dedups    job id, place of the key in KEYS, window ms                 of jobs in `settled`; 0: the key is free
---                   now, -1: the same, and the job that was kept behind this one is due now
+--                   now, -1: its TTL goes on. A job that was kept behind this one is due now
 --         results   job id, place of the key in KEYS, ttl ms, result            of jobs in `settled`
 --         letters   job id, envelope, record                                    of jobs in `settled` that are dead
 --         requeued  token, job id, delay ms, lane digit, enqueued ms, envelope, record ('': none)
@@ -176,8 +176,12 @@ if dedups.rows > 0 then
     row = row + 1
     local id, window, holder = ARGV[at], tonumber(ARGV[at + 2]), holders[row]
     if accepted[id] and holder == id then
-      if window > 0 then call('PEXPIRE', keys[row], window) else append(free, keys[row]) end
-    elseif accepted[id] and window < 0 and holder and call('HGET', INDEX, holder) == 'z>' .. id then
+      if window > 0 then
+        call('PEXPIRE', keys[row], window)
+      elseif window == 0 or call('PTTL', keys[row]) < 0 then
+        append(free, keys[row])
+      end
+    elseif accepted[id] and holder and call('HGET', INDEX, holder) == 'z>' .. id then
       call('ZADD', DELAYED, now, holder)
       call('HSET', INDEX, holder, 'z')
     end

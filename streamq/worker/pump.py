@@ -265,7 +265,6 @@ class Pump:
         return self._settings.dead_after_ms
 
     def _take(self, reply: CycleReply, want: int) -> None:
-        self._cycles += 1
         self._note_contact(reply.server_ms)
         if reply.refused and not self._in_doubt:
             self._slots.refused(self, reply.refused)
@@ -277,6 +276,7 @@ class Pump:
         due_s = (reply.next_due_ms - reply.server_ms) / 1000
         self._next_due_at = self._loop.time() + max(0.0, due_s) if reply.next_due_ms >= 0 else 0.0
         if want:
+            self._cycles += 1
             self._hungry = bool(reply.deliveries) or (reply.next_due_ms >= 0 and due_s <= 0)
         if reply.control:
             self._control_cursor = reply.control[-1][0]

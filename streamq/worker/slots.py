@@ -49,7 +49,7 @@ _FAST_LANES, _ALL_LANES = 3, 6
 _ALIKE = [(digit, 128, 0) for digit in (1, 4, 2, 5, 3, 6)]
 """How lanes are read when cost does not matter."""
 _UNHURRIED_EVERY = 8
-"""Each that many cycles the lanes are read lowest priority first, so that none starves."""
+"""Of that many reads one begins with the low lanes, and one with the normal ones, so that none starves."""
 
 
 class Slots:
@@ -144,7 +144,12 @@ class Slots:
 
     def reads(self, cycle: int) -> Sequence[Read]:
         """Return the lanes to read, in order, and the most to read from each."""
-        reverse = cycle % _UNHURRIED_EVERY == 0
+        turn = cycle % _UNHURRIED_EVERY
+        found = self._reads(reverse=turn == 0)
+        return [*found[2:], *found[:2]] if turn == _UNHURRIED_EVERY // 2 else found
+
+    def _reads(self, *, reverse: bool) -> list[Read]:
+        """Return the two lanes of each priority, highest first or last."""
         if not self.settings.lanes:
             return _ALIKE[::-1] if reverse else _ALIKE
         waiting = sum(len(pump.buffer) + pump.reserved for pump in self.pumps)

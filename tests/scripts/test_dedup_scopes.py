@@ -87,7 +87,7 @@ async def test_a_throttled_key_is_taken_from_acceptance_for_its_interval_and_no_
     await board.add("a", dedup="k", scope="t60000")
     assert 59_000 < await board.redis.pttl(board.keys.dedup("k")) <= 60_000
     (delivery,) = await board.read("w1")
-    await board.settle("w1", delivery)
+    await end(board, delivery, -1)
     assert (await board.add("b", dedup="k", scope="t60000")).results == ["da"]
     await board.redis.pexpire(board.keys.dedup("k"), 0)
     assert (await board.add("c", dedup="k", scope="t60000")).results == "n"
@@ -99,6 +99,23 @@ async def test_a_throttled_job_that_still_waits_does_not_hold_the_key_longer(boa
     await board.redis.delete(board.keys.dedup("k"))
     assert (await board.add("b", "c", dedup="k", scope="t60000")).results == ["n", "db"]
     assert await board.lane() == ["a", "b"]
+
+
+async def test_a_throttled_key_whose_time_was_lost_is_freed_with_its_job(board):
+    """A replay takes the key without a time; nothing may be left behind."""
+    await board.join("w1")
+    await board.add("a", dedup="k", scope="t60000")
+    await board.redis.persist(board.keys.dedup("k"))
+    (delivery,) = await board.read("w1")
+    await end(board, delivery, -1)
+    assert await holder(board) is None
+
+
+async def test_a_debounced_call_does_not_take_the_key_from_a_job_that_is_kept(board):
+    """It could not be found any more when the one before it ends."""
+    await running(board)
+    await board.add("b", dedup="k", scope="k")
+    assert (await board.add("c", dedup="k", scope="d60000", delay_ms=1)).results == ["db"]
 
 
 async def test_a_period_ends_for_all_at_the_same_time_of_the_servers(board):
@@ -185,13 +202,13 @@ async def test_while_a_job_runs_the_newest_call_is_kept_and_runs_after_it(board)
     assert await board.token("b") == "z>a"
     assert (await due(board, "b"), await payload(board, "b")) == (KEPT_TILL, "<c>")
     assert (await board.cycle("w1", 8)).deliveries == []
-    assert await end(board, delivery, -1) == ["b"]
+    assert await end(board, delivery) == ["b"]
     assert await holder(board) == "b"
 
 
 async def test_the_end_of_a_job_that_keeps_the_last_frees_the_key_when_nobody_called(board):
     """Nothing is left behind."""
-    assert await end(board, await running(board), -1) == []
+    assert await end(board, await running(board)) == []
     assert await holder(board) is None
 
 
