@@ -1,7 +1,8 @@
 """How fast one process enqueues: streamq and plain redis-py in turns, in one interpreter, on one server.
 
 Run as a program: `python -m benchmarks.producers MODE URL '{"sizes"...}'`; the last line is JSON. Modes: `race` (all ways to
-enqueue, in turns), `fill`, `users`, `fill_when_told`, `pings` (one job at a time to idle workers of both sides), `delays`, `steady`.
+enqueue, in turns), `fill`, `users`, `fill_when_told`, `pings` (one job at a time to idle workers of both sides), `delays`,
+`steady`, `paced`.
 """
 
 from __future__ import annotations
@@ -212,6 +213,22 @@ async def steady(per_second: float, job_s: float, accepted: str, stop: str) -> d
     return {"sent": number, "refused": refused}
 
 
+async def paced(per_second: float, seconds: float, handler: str = "noop") -> dict[str, float]:
+    """Enqueue at a constant rate, a batch each 10 ms; job n has the id `p<n>` and belongs to one of a thousand users."""
+    chosen, begun, sent = app.handler_named(handler), time.monotonic(), 0
+    while (now := time.monotonic() - begun) < seconds:
+        due = int(now * per_second)
+        calls = [
+            chosen.options(id=f"p{number}", key=f"u{number % 1000}").draft(ARGUMENT) for number in range(sent, due)
+        ]
+        if calls:
+            await app.client.send_many(calls)
+        sent = due
+        await asyncio.sleep(0.01)
+    await app.close()
+    return {"sent": sent}
+
+
 async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
     modes: dict[str, Callable[[Redis], Coroutine[Any, Any, Any]]] = {
         "race": lambda client: race(client, **sizes),
@@ -222,6 +239,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
         "delays": lambda _client: delays(**sizes),
         "bursts": lambda _client: bursts(**sizes),
         "steady": lambda _client: steady(**sizes),
+        "paced": lambda _client: paced(**sizes),
     }
     async with redis.asyncio.Redis.from_url(url) as client:
         return await modes[mode](client)

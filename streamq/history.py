@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from streamq.mongo import Statuses
 
-__all__ = ["ErrorGroup", "Errors", "Filter", "History", "JobStatus", "Page", "errors_of"]
+__all__ = ["ErrorGroup", "Errors", "Filter", "History", "JobStatus", "Page", "Round", "errors_of"]
 
 READ_LIMIT_S = 2.0
 COUNT_LIMIT_S = 30.0
@@ -136,6 +136,17 @@ _STATES = tuple(state.value for state in State)
 _FIELDS = frozenset(known.name for known in fields(JobStatus))
 
 
+class Round(NamedTuple):
+    """What the reconciler last found in a queue."""
+
+    queue: str
+    at: datetime
+    findings: Mapping[str, int]
+    """By kind; see `streamq.recorder.KINDS`."""
+    outbox_max: int
+    """The most entries of the outbox."""
+
+
 class History:
     """Questions about jobs.
 
@@ -213,6 +224,11 @@ class History:
         for document in await self._statuses.aggregate(pipeline, limit_s=GROUP_LIMIT_S):
             points.setdefault(document["_id"]["at"], {})[document["_id"]["state"]] = document["jobs"]
         return list(points.items())
+
+    async def rounds(self) -> list[Round]:
+        """Tell what the reconciler last found in each queue."""
+        found = await self._statuses.rounds(limit_s=READ_LIMIT_S)
+        return [Round(each["_id"], each["at"], each["findings"], each["outbox_max"]) for each in found]
 
     async def counts(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         """Count the jobs of each queue by state, of these queues and of all others that have a status.

@@ -1,26 +1,39 @@
-"""What Prometheus reads. Only what is true of a queue as a whole; each worker counts its own runs.
+"""What Prometheus reads: both servers are asked once, and each figure is of a queue as a whole.
+
+What workers count they add up in Redis (`streamq.meters`), so that one scrape has all of it, also of workers that are
+gone. Labels are queues, handlers, outcomes, schedules and worker processes; never a job or a user.
 
 See https://prometheus.io/docs/instrumenting/exposition_formats/.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 from streamq import __version__
 from streamq.errors import StreamQError
+from streamq.meters import BOUNDS_S, metered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streamq.api.stores import Stores, Tally
     from streamq.broker.inspection import Counts
+    from streamq.history import Round
+    from streamq.meters import Histogram, Metered
 
 __all__ = ["CONTENT_TYPE", "metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Sample = tuple[dict[str, str], float]
+
+class Sample(NamedTuple):
+    """One line."""
+
+    labels: Mapping[str, str]
+    value: float
+    suffix: str = ""
 
 
 async def metrics(stores: Stores) -> str:
@@ -31,16 +44,18 @@ async def metrics(stores: Stores) -> str:
         counts = {}
     tally = await stores.tally() if stores.mongodb.is_up else None
     families = [
-        _family("streamq_build_info", "Version of streamq.", [({"version": __version__}, 1)]),
-        _family("streamq_redis_up", "Whether Redis answered.", [({}, int(stores.redis.is_up))]),
-        _family("streamq_mongodb_up", "Whether MongoDB answered.", [({}, int(stores.mongodb.is_up))]),
+        _family("streamq_build_info", "Version of streamq.", [Sample({"version": __version__}, 1)]),
+        _family("streamq_redis_up", "Whether Redis answered.", [Sample({}, int(stores.redis.is_up))]),
+        _family("streamq_mongodb_up", "Whether MongoDB answered.", [Sample({}, int(stores.mongodb.is_up))]),
         _family("streamq_queue_jobs", "Jobs by state.", [*_live(counts), *_ended(tally)]),
+        *_of_queues(counts, stores),
+        *_of_workers({queue: metered(count.counted) for queue, count in counts.items()}),
+        *_of_reconciler(await _rounds(stores)),
     ]
-    for name, about, value in _OF_A_QUEUE:
-        samples = [({"queue": queue}, value(count, stores)) for queue, count in counts.items()]
-        families.append(_family(name, about, samples))
     return "".join(families)
 
+
+# What is so at this moment.
 
 _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
     (
@@ -49,6 +64,11 @@ _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
         lambda counts, _: counts.oldest_wait_ms / 1000,
     ),
     ("streamq_queue_paused", "Whether the queue is paused.", lambda counts, _: int(counts.pause is not None)),
+    (
+        "streamq_pending_max_idle_seconds",
+        "Longest time since a delivery was renewed, of the oldest of each lane.",
+        lambda counts, _: counts.most_idle_ms / 1000,
+    ),
     (
         "streamq_workers",
         "Workers that are alive.",
@@ -75,6 +95,21 @@ _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
 )
 
 
+def _of_queues(counts: Mapping[str, Counts], stores: Stores) -> Iterator[str]:
+    for name, about, value in _OF_A_QUEUE:
+        yield _family(name, about, [Sample({"queue": queue}, value(count, stores)) for queue, count in counts.items()])
+    yield _family(
+        "streamq_worker_heartbeat_timestamp_seconds",
+        "When a worker last gave a sign of life, by the clock of Redis.",
+        [
+            Sample({"queue": queue, "worker": worker.name}, (count.now_ms - worker.beat_age_ms) / 1000)
+            for queue, count in counts.items()
+            for worker in count.workers
+            if not worker.given_up
+        ],
+    )
+
+
 def _live(counts: Mapping[str, Counts]) -> Iterable[Sample]:
     for queue, count in counts.items():
         states = {
@@ -84,18 +119,125 @@ def _live(counts: Mapping[str, Counts]) -> Iterable[Sample]:
             "blocked": count.blocked,
         }
         for state, number in states.items():
-            yield {"queue": queue, "state": state}, number
+            yield Sample({"queue": queue, "state": state}, number)
 
 
 def _ended(tally: Tally | None) -> Iterable[Sample]:
     for queue, states in (tally.counts if tally else {}).items():
         for state in ("completed", "dead", "cancelled", "expired"):
-            yield {"queue": queue, "state": state}, states.get(state, 0)
+            yield Sample({"queue": queue, "state": state}, states.get(state, 0))
 
 
-def _family(name: str, about: str, samples: Iterable[Sample]) -> str:
-    lines = [f"{name}{_labels(labels)} {value:g}\n" for labels, value in samples]
-    return f"# HELP {name} {about}\n# TYPE {name} gauge\n{''.join(lines)}" if lines else ""
+# What was counted.
+
+_PLAIN = (
+    ("streamq_jobs_reclaimed_total", "Deliveries taken from workers that died or did not renew them.", "reclaimed"),
+    ("streamq_stale_completions_total", "Outcomes that came too late and were refused.", "late_outcomes"),
+    ("streamq_redis_disruptions_total", "How often a worker lost Redis.", "redis_lost"),
+    ("streamq_jobs_enqueued_total", "Jobs that were accepted.", "enqueued"),
+)
+_OUTCOMES = ("completed", "dead", "cancelled", "expired")
+
+
+def _of_workers(all_of: Mapping[str, Metered]) -> Iterator[str]:
+    for name, about, word in _PLAIN:
+        samples = [Sample({"queue": queue}, one.plain.get(word, 0)) for queue, one in all_of.items()]
+        yield _family(name, about, samples, "counter")
+    yield _family(
+        "streamq_jobs_finished_total", "Jobs that have ended, by outcome.",
+        [
+            Sample({"queue": queue, "handler": handler, "outcome": outcome}, number)
+            for queue, one in all_of.items()
+            for (handler, outcome), number in sorted(one.ended.items())
+            if outcome in _OUTCOMES
+        ],
+        "counter",
+    )  # fmt: skip
+    yield _family(
+        "streamq_job_retries_total", "Runs that failed and are tried again.",
+        [
+            Sample({"queue": queue, "handler": handler}, number)
+            for queue, one in all_of.items()
+            for (handler, outcome), number in sorted(one.ended.items())
+            if outcome == "retrying"
+        ],
+        "counter",
+    )  # fmt: skip
+    runs = [
+        sample
+        for queue, one in all_of.items()
+        for handler, histogram in sorted(one.runs.items())
+        for sample in _histogram({"queue": queue, "handler": handler}, histogram)
+    ]
+    yield _family("streamq_job_duration_seconds", "How long runs took.", runs, "histogram")
+    waits = [sample for queue, one in all_of.items() for sample in _histogram({"queue": queue}, one.waits)]
+    yield _family("streamq_job_wait_seconds", "How long jobs that were due waited to start.", waits, "histogram")
+    yield from _of_schedules(all_of)
+
+
+def _of_schedules(all_of: Mapping[str, Metered]) -> Iterator[str]:
+    fired = {queue: one.fired for queue, one in all_of.items()}
+    missed = {queue: one.missed for queue, one in all_of.items()}
+    name = "streamq_cron_last_{}_timestamp_seconds"
+    yield _family(name.format("fire"), "Last fire time whose jobs were all enqueued.", _moments(fired))
+    yield _family(name.format("missed"), "Last fire time that was missed.", _moments(missed))
+
+
+def _moments(of_queues: Mapping[str, Mapping[str, int]]) -> Iterator[Sample]:
+    for queue, entries in of_queues.items():
+        for entry, moment_ms in sorted(entries.items()):
+            yield Sample({"queue": queue, "entry": entry}, moment_ms / 1000)
+
+
+def _histogram(labels: Mapping[str, str], histogram: Histogram) -> Iterator[Sample]:
+    ends = [*(f"{end:g}" for end in BOUNDS_S), "+Inf"]
+    totals = list(accumulate(histogram.buckets))
+    for end, total in zip(ends, totals, strict=True):
+        yield Sample({**labels, "le": end}, total, "_bucket")
+    yield Sample(labels, histogram.sum_s, "_sum")
+    yield Sample(labels, totals[-1], "_count")
+
+
+# What the reconciler found.
+
+
+async def _rounds(stores: Stores) -> Sequence[Round]:
+    try:
+        return await stores.ask_history(lambda history: history.rounds())
+    except StreamQError:
+        return ()
+
+
+def _of_reconciler(rounds: Sequence[Round]) -> Iterator[str]:
+    yield _family(
+        "streamq_reconciler_findings", "What the last comparison of MongoDB with Redis found, by kind.",
+        [
+            Sample({"queue": each.queue, "kind": kind}, number)
+            for each in rounds
+            for kind, number in sorted(each.findings.items())
+        ],
+    )  # fmt: skip
+    yield _family(
+        "streamq_outbox_limit_entries", "The most entries that the outbox may hold; then the oldest are dropped.",
+        [Sample({"queue": each.queue}, each.outbox_max) for each in rounds],
+    )  # fmt: skip
+    yield _family(
+        "streamq_reconciler_last_round_timestamp_seconds", "When MongoDB and Redis were last compared.",
+        [Sample({"queue": each.queue}, each.at.timestamp()) for each in rounds],
+    )  # fmt: skip
+
+
+# How it is written.
+
+
+def _family(name: str, about: str, samples: Iterable[Sample], kind: str = "gauge") -> str:
+    lines = [f"{name}{sample.suffix}{_labels(sample.labels)} {_number(sample.value)}\n" for sample in samples]
+    return f"# HELP {name} {about}\n# TYPE {name} {kind}\n{''.join(lines)}" if lines else ""
+
+
+def _number(value: float) -> str:
+    """Write a number with all its digits: a time in seconds has ten of them before the point."""
+    return str(int(value)) if value == int(value) else repr(round(value, 6))
 
 
 def _labels(labels: Mapping[str, str]) -> str:

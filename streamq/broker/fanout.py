@@ -167,6 +167,10 @@ class FanOuts:
         except CallRepeated:
             return
 
+    async def note(self, field: str, moment_ms: int) -> None:
+        """Keep when something last happened to a schedule, for metrics; see `streamq.meters`."""
+        await self._partition.wire.call("HSET", self._partition.keys.counts, field, moment_ms)
+
     async def forget(self, producer: str) -> None:
         """Forget a producer: its next call may have any number."""
         await self._partition.wire.call("HDEL", self._producers, producer)

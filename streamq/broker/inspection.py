@@ -106,6 +106,10 @@ class Counts(NamedTuple):
     """Dead letters that were dropped because there were too many, ever."""
     evicted_ms: int = 0
     """When that last happened; 0: never."""
+    counted: Mapping[str, int] = {}
+    """What workers and schedules count, see `streamq.meters`."""
+    most_idle_ms: int = 0
+    """How long the delivery that was not renewed for longest has been so, of the oldest 32 of each lane."""
 
     def unknown_for_ms(self) -> int:
         """Return for how long jobs have been waiting for a worker that knows them; 0: none do."""
@@ -371,7 +375,8 @@ def _living(known: Explanation, place: Located, token: str) -> Explanation:
 
 
 def _counts(reply: list[Any]) -> Counts:
-    now_ms, delayed, due, jobs, outbox, dead, rules, beats, rows, unrecorded, blocked, evicted = reply
+    now_ms, delayed, due, jobs, outbox, dead, rules, beats, rows, unrecorded, blocked, raw, idle = reply
+    counted = {_text(name): int(float(number)) for name, number in _pairs(raw).items()}
     stops = _stops(rules, now_ms)
     lanes, held, oldest_ms = dict[str, LaneCounts](), dict[str, int](), list[int]()
     for lane, (length, consumers, oldest) in zip(LANES, _threes(rows), strict=True):
@@ -395,7 +400,7 @@ def _counts(reply: list[Any]) -> Counts:
         [worker for worker in workers if worker.name != HANDBACK], blocked,
         [_block(stop) for stop in stops if stop.what[:2] in _BLOCKS],
         [Unknown(stop.what[1:], stop.since_ms) for stop in stops if stop.what[:1] == "?"],
-        int(evicted[0] or 0), int(evicted[1] or 0),
+        counted.get("evicted", 0), counted.get("evicted_at", 0), counted, idle,
     )  # fmt: skip
 
 

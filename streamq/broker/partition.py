@@ -17,7 +17,7 @@ from streamq.keys import GROUP, LANES, Keys
 from streamq.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Read", "Report", "Unregistered"]
 
@@ -374,6 +374,10 @@ class Partition:
         keys = (self.keys.lanes[digit - 1], self.keys.index, self.keys.workers, self.keys.lanes[0])
         following, handed, vanished = await self._wire.script(load("sweep"), keys, [digit, lease_ms, cursor, BATCH])
         return following, handed, len(vanished)
+
+    async def count(self, new: Mapping[str, int]) -> None:
+        """Add numbers to what is counted. After an error some may be added and some not."""
+        await self._wire.pipeline([("HINCRBY", self.keys.counts, name, number) for name, number in new.items()])
 
     # Watching over workers.
 

@@ -17,6 +17,7 @@ from streamq.clock import from_ms
 from streamq.cron.overlap import cancel_earlier, earlier_lives
 from streamq.errors import ConfigurationError
 from streamq.logs import event
+from streamq.meters import fired_field, missed_field
 from streamq.schedules.fanout import Desk, FanOut
 from streamq.schedules.firing import tell_finished
 from streamq.schedules.pages import PageFailed
@@ -24,7 +25,7 @@ from streamq.schedules.patience import Stopped
 from streamq.schedules.plan import looked_at, plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from streamq.broker.fanout import FanOutRecord, FanOutState
     from streamq.schedules.occurrence import Occurrence, Schedule
@@ -93,6 +94,7 @@ class Minder:
         todo = plan(self.schedule, now_ms, mark_ms, states)
         for occurrence in todo.missed:
             self._tell("cron.missed", logging.WARNING, occurrence, policy=self.schedule.entry.misfire)
+            await self._note(missed_field, occurrence)
         for occurrence in todo.given_up:
             await self._give_up(occurrence)
         for occurrence in todo.work:
@@ -154,6 +156,7 @@ class Minder:
         self._failures.pop(occurrence, None)
         if fanout.state.end and fanout.state.end != "skipped" and not fanout.was_finished:
             tell_finished(occurrence, fanout.state)
+            await self._note(fired_field, occurrence)
         if self._desk.stop.is_set():
             raise Stopped
 
@@ -198,6 +201,7 @@ class Minder:
             "cron.missed", logging.WARNING, occurrence, policy=self.schedule.entry.misfire, enqueued=state.users,
             why="the fan-out was not finished before its deadline",
         )  # fmt: skip
+        await self._note(missed_field, occurrence)
 
     @contextlib.asynccontextmanager
     async def _leading(self, occurrence: Occurrence) -> AsyncGenerator[bool]:
@@ -248,6 +252,10 @@ class Minder:
             async with asyncio.timeout(seconds):
                 await self._desk.patience.unless_stopped(woken)
         woken.cancel()
+
+    async def _note(self, field: Callable[[str], str], occurrence: Occurrence) -> None:
+        """Keep a fire time for metrics. However many processes do so, it is the same."""
+        await self._desk.patience.call(lambda: self._desk.fanouts.note(field(self.schedule.name), occurrence.fire_ms))
 
     def _tell(self, name: str, level: int, occurrence: Occurrence, **fields: Any) -> None:
         event(_log, level, name, schedule=occurrence.schedule, occurrence=occurrence.stamp, **fields)

@@ -165,10 +165,12 @@ class Statuses:
         found = await self.find({"_id": {"$in": list(job_ids)}}, without=_LONG)
         return {document["_id"]: document for document in found}
 
-    async def note_round(self, queue: str, findings: Mapping[str, int]) -> None:
-        """Keep what the reconciler found last in a queue, by kind."""
+    async def note_round(self, queue: str, findings: Mapping[str, int], outbox_max: int) -> None:
+        """Keep what the reconciler found last in a queue, by kind, and how much the outbox may hold."""
         with self._mongo.translated():
-            await self._rounds.replace_one({"_id": queue}, {"at": utc_now(), "findings": dict(findings)}, upsert=True)
+            await self._rounds.replace_one(
+                {"_id": queue}, {"at": utc_now(), "findings": dict(findings), "outbox_max": outbox_max}, upsert=True
+            )
 
     async def rounds(self, *, limit_s: float) -> list[Document]:
         """Return what the reconciler found last, one document for each queue (`_id`)."""

@@ -143,7 +143,8 @@ class Reconciler:
         findings = [finding for finding in found if finding.names]
         if mode > Mode.LOOK:
             told = {finding.kind: len(finding.names) for finding in findings}
-            await self._statuses.note_round(self.queue, {kind: told.get(kind, 0) for kind in KINDS})
+            found_of_each = {kind: told.get(kind, 0) for kind in KINDS}
+            await self._statuses.note_round(self.queue, found_of_each, self._settings.outbox_max)
         return findings
 
     # MongoDB against Redis.

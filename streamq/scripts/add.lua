@@ -114,7 +114,7 @@ end
 -- Decide and write, job by job; what goes into slow lanes is written at the end.
 local outcome, all_new = {}, true
 local seen, index, locks, due, payloads = {}, {'HSET', KEYS[9]}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
-local slots, since, slow, earliest, taken_over = {}, {}, {}, nil, 0
+local slots, since, slow, earliest, taken_over, fresh = {}, {}, {}, nil, 0, 0
 
 local function delay_till(id, when, digit, envelope)
   local slot = slots[id] or #due + 1
@@ -183,7 +183,7 @@ for i = 1, count do
   if outcome[i] then
     all_new = false
   else
-    outcome[i], seen[id] = 'n', true
+    outcome[i], seen[id], fresh = 'n', true, fresh + 1
     local digit, why, cost = lane_of(i, tonumber(ARGV[at + 1]))
     if not place and delay ~= '0' then place = 'z' end
     if place then
@@ -211,6 +211,7 @@ for _, job in ipairs(slow) do
   index[#index + 1], index[#index + 2] = id, digit .. place -- the last one counts
 end
 if taken_over > 0 then redis.call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
+if fresh > 0 then redis.call('HINCRBY', KEYS[11], 'enqueued', fresh) end
 if #index > 2 then redis.call(unpack(index)) end
 if #locks > 1 then redis.call(unpack(locks)) end
 if #due > 2 then

@@ -5,7 +5,8 @@
 -- ARGV  1 the most workers to list
 -- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, {what is stopped, why, ..},
 --          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''},
---          oldest outbox entry or '', jobs that wait for a block, {dead letters evicted, when ms, each or nil}}
+--          oldest outbox entry or '', jobs that wait for a block, {what is counted, number, ..},
+--          longest time in ms since one of the 32 oldest deliveries of a lane was renewed}
 local GROUP, BLOCKED = 'g', 2 ^ 48 -- as in cycle.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -34,6 +35,11 @@ for lane = 1, 6 do
   lanes[#lanes + 1] = held
   lanes[#lanes + 1] = oldest and oldest[1] or ''
 end
+local idle = 0
+for lane = 1, 6 do
+  local oldest = redis.pcall('XPENDING', KEYS[lane], GROUP, '-', '+', 32)
+  for _, row in ipairs(oldest.err and {} or oldest) do idle = math.max(idle, row[3]) end
+end
 local unrecorded = redis.call('XRANGE', KEYS[9], '-', '+', 'COUNT', 1)[1]
 local blocked = redis.call('ZCOUNT', KEYS[7], string.format('%.0f', BLOCKED), '+inf')
 local due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
@@ -42,5 +48,5 @@ return {
   now, redis.call('ZCARD', KEYS[7]) - blocked, due or '', redis.call('HLEN', KEYS[8]), redis.call('XLEN', KEYS[9]),
   redis.call('XLEN', KEYS[11]), redis.call('HGETALL', KEYS[12]),
   redis.call('ZRANGE', KEYS[10], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES'), lanes,
-  unrecorded and unrecorded[1] or '', blocked, redis.call('HMGET', KEYS[13], 'evicted', 'evicted_at'),
+  unrecorded and unrecorded[1] or '', blocked, redis.call('HGETALL', KEYS[13]), idle,
 }

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from streamq.broker.partition import BATCH, Arg, CycleReply, Partition, Report, Unregistered
 from streamq.broker.wire import Fault, ServerRefused
 from streamq.clock import ServerClock
-from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull
+from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 from streamq.logs import event
+from streamq.meters import Meter
 from streamq.worker.costs import Costs
 from streamq.worker.settle import Settled, add_to_report
 
@@ -64,6 +65,8 @@ class Pump:
         self.consumer = ""
         self.failure: Exception | None = None
         """Why Redis cannot be reached, while it cannot."""
+        self.meter = Meter()
+        """What is counted here and not told yet."""
         self.last_good = 0.0
         """When the last round trip ended, on the loop's clock."""
         self._slots = slots
@@ -181,6 +184,7 @@ class Pump:
     def _note_loss(self, error: Exception) -> None:
         self._distrust_beats()
         if self.failure is None:
+            self.meter.add("redis_lost")
             event(log, logging.ERROR, "redis.lost", queue=self.queue, error=str(error))
         self.failure = error
 
@@ -294,8 +298,16 @@ class Pump:
         if was_paused and not self._paused:
             self._hungry = True
 
+    async def tell_counts(self) -> None:
+        """Tell Redis what was counted. What it may not have heard is not told again: it would count twice."""
+        if self.failure is None and (new := self.meter.taken()):
+            with contextlib.suppress(StreamQError, OSError):
+                await self._partition.count(new)
+
     def _receive(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
+            if delivery.crashes:
+                self.meter.add("reclaimed")
             if delivery.crashes >= 2:
                 self.suspects.append(delivery)
             else:
@@ -402,6 +414,7 @@ class Pump:
             )
             self._sweep_cursors[lane] = cursor
             if handed_back or vanished:
+                self.meter.add("reclaimed", handed_back)
                 event(
                     log, logging.WARNING, "job.reclaimed", queue=self.queue, not_renewed=handed_back, vanished=vanished
                 )

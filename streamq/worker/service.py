@@ -46,6 +46,7 @@ SILENCE_LIMIT_S = 30.0
 _FRESH_S = 5.0
 """A worker whose last good round trip is older than this, and than three beats, is not ready."""
 _SWEEP_PERIOD_S = 0.1
+_COUNT_EVERY_S = 1.0
 _INTERRUPTED_S = 2.0
 """How long jobs that were interrupted may take to end; a parent kills later than this."""
 EXIT_FORCED = 130
@@ -145,6 +146,7 @@ class Worker:
                     *(tasks.create_task(self._pump(pump), name=f"pump-{pump.queue}") for pump in slots.pumps),
                     tasks.create_task(self._watch(slots)),
                     tasks.create_task(self._report(slots, self._reporter)),
+                    tasks.create_task(self._count(slots)),
                     tasks.create_task(self._follow_parent(self._link)),
                     tasks.create_task(self._answer_probes()),
                 ]
@@ -277,6 +279,12 @@ class Worker:
                 self._renew(f"it holds {held / 1_000_000:.0f} MB")
             await asyncio.sleep(reporter.period_s)
 
+    async def _count(self, slots: Slots) -> None:
+        """Each second: tell Redis what was counted here."""
+        while True:
+            await asyncio.sleep(_COUNT_EVERY_S)
+            await asyncio.gather(*(pump.tell_counts() for pump in slots.pumps))
+
     def _status(self, slots: Slots) -> str:
         return f"{slots.busy}/{slots.capacity} busy"
 
@@ -395,6 +403,7 @@ class Worker:
             await asyncio.sleep(_SWEEP_PERIOD_S / 10)
 
     async def _leave(self, slots: Slots) -> None:
+        await asyncio.gather(*(pump.tell_counts() for pump in slots.pumps))
         await asyncio.gather(*(pump.leave() for pump in slots.pumps))
         if self._link is not None:
             self._link.bye()

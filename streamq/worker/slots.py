@@ -302,6 +302,13 @@ class Slots:
             pump.finish(item)
         kind = type(outcome).__name__.lower()
         self.counters[kind] += 1
+        if job is not None:
+            token = delivery.token
+            waited_ms = job.begun_ms - int(token[1 : token.index(b"-")])
+            pump.meter.run(job.spec.name, job.ended_at - job.begun_at, waited_ms / 1000)
+            pump.meter.end(job.spec.name, kind)
+        elif kind in ("dead", "expired"):
+            pump.meter.end(self._known_name(delivery), kind)
         if kind != "completed":
             self._tell(delivery, outcome, kind)
 
@@ -312,6 +319,11 @@ class Slots:
             delivery.why = f"overran {run_s * 1000:.0f}"
         if job.envelope.key is not None or job.envelope.cost is not None:
             costs.note(delivery, run_s, is_done=isinstance(outcome, Completed))
+
+    def _known_name(self, delivery: Delivery) -> str:
+        """Return the handler of a job that did not run; a name that nobody here knows is no label."""
+        envelope = delivery.envelope
+        return envelope.handler if envelope is not None and self._calls.find(envelope.handler)[0] else "?"
 
     def _tell(self, delivery: Delivery, outcome: Outcome, kind: str) -> None:
         envelope = delivery.envelope
@@ -386,6 +398,7 @@ class Slots:
     def refused(self, pump: Pump, job_ids: Sequence[bytes]) -> None:
         """Count outcomes that came too late to be taken."""
         self.counters["late_outcomes"] += len(job_ids)
+        pump.meter.add("late_outcomes", len(job_ids))
         event(log, logging.WARNING, "job.late_outcome", queue=pump.queue, refused=len(job_ids))
 
     def renamed(self) -> None:

@@ -104,7 +104,7 @@ async def test_the_key_of_a_job_that_no_longer_lives_is_taken_over(board):
     await board.redis.set(board.keys.dedup("k"), "ghost")
     assert (await board.add("a", dedup="k")).results == "n"
     assert await board.redis.get(board.keys.dedup("k")) == "a"
-    assert await board.redis.hgetall(board.keys.counts) == {"dedup_taken_over": "1"}
+    assert await board.redis.hgetall(board.keys.counts) == {"dedup_taken_over": "1", "enqueued": "1"}
 
 
 async def test_within_its_window_a_dedup_key_is_held_by_a_job_that_has_ended(board):

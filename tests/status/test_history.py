@@ -79,6 +79,7 @@ QUESTIONS = {
     "job": lambda history: history.job("j01"),
     "counts": lambda history: history.counts(["users"]),
     "page": _pages,
+    "rounds": lambda history: history.rounds(),
 }
 """All that can be asked, as the API asks it."""
 

@@ -1,0 +1,235 @@
+"""Metrics: what workers count, what the API writes of it, and that alerts and dashboard ask for what there is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import promql_parser
+import pytest
+import yaml
+from hypothesis import given, strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamq.app import StreamQ
+from streamq.cron.minder import Minder
+from streamq.meters import BOUNDS_S, Meter, metered
+from streamq.retry import RetryPolicy
+from streamq.worker.service import Worker
+
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+
+
+def families(text):
+    """Parse what the API wrote, by Prometheus' own library."""
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(text, name, **labels):
+    """Return one figure."""
+    [found] = [
+        sample.value
+        for family in families(text).values()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    return found
+
+
+# What is counted
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b|c", "r1"]), st.floats(0, 2000), st.floats(0, 2000)), max_size=50))
+def test_what_is_counted_comes_back_whatever_handlers_are_called(runs):
+    """A name with a bar in it must not become another field."""
+    meter = Meter()
+    for handler, run_s, wait_s in runs:
+        meter.run(handler, run_s, wait_s)
+        meter.end(handler, "completed")
+    found = metered(meter.taken())
+    assert sum(found.ended.values()) == len(runs)
+    assert {handler for handler, _ in found.ended} == {handler for handler, _, _ in runs} == set(found.runs)
+    assert sum(sum(histogram.buckets) for histogram in found.runs.values()) == sum(found.waits.buckets) == len(runs)
+    assert found.waits.sum_s == pytest.approx(sum(wait_s for _, _, wait_s in runs), abs=1e-3)
+    assert meter.taken() == {}, "it begins anew"
+
+
+def test_a_duration_falls_into_the_first_bucket_that_holds_it():
+    """As Prometheus counts: `le` is less or equal."""
+    meter = Meter()
+    for run_s in (0.005, 0.0051, 1, 1000):
+        meter.run("h", run_s, 0)
+    buckets = metered(meter.taken()).runs["h"].buckets
+    assert [place for place, number in enumerate(buckets) if number] == [0, 1, BOUNDS_S.index(1), len(BOUNDS_S)]
+
+
+def test_fields_that_this_version_does_not_know_are_left_out():
+    """A newer worker may count more."""
+    assert metered({"new|x": 1, "other": 2, "reclaimed": 3}).plain == {"reclaimed": 3}
+
+
+# End to end
+
+
+async def test_what_workers_did_is_in_the_metrics_also_after_they_are_gone(client, settings, queue_name, eventually):
+    """One scrape of the API has all of it."""
+    app = StreamQ(settings)
+
+    @app.handler(queue=queue_name, name="fine")
+    async def fine() -> None: ...
+
+    @app.handler(queue=queue_name, name="fails", max_attempts=2, retry=RetryPolicy(base=timedelta(milliseconds=1)))
+    async def fails() -> None:
+        raise ValueError
+
+    worker = Worker(app, settings)
+    running = asyncio.create_task(worker.run())
+    for _ in range(5):
+        await fine.enqueue()
+    await fails.enqueue()
+    await eventually(lambda: worker.slots and worker.slots.counters["dead"] and worker.slots.counters["completed"] == 5)
+    worker.drain()
+    assert await running == 0
+
+    text = (await client.get("/metrics")).text
+    of = {"queue": queue_name}
+    assert value(text, "streamq_jobs_enqueued_total", **of) == 6
+    assert value(text, "streamq_jobs_finished_total", **of, handler="fine", outcome="completed") == 5
+    assert value(text, "streamq_jobs_finished_total", **of, handler="fails", outcome="dead") == 1
+    assert value(text, "streamq_job_retries_total", **of, handler="fails") == 1
+    assert value(text, "streamq_job_duration_seconds_count", **of, handler="fine") == 5
+    assert value(text, "streamq_job_duration_seconds_bucket", **of, handler="fine", le="+Inf") == 5
+    assert value(text, "streamq_job_wait_seconds_count", **of) == 7
+    assert 0 < value(text, "streamq_job_wait_seconds_sum", **of) < 60
+    assert value(text, "streamq_jobs_reclaimed_total", **of) == 0
+    await app.close()
+
+
+async def test_a_delivery_that_is_not_renewed_shows_in_the_metrics(client, hand, eventually):
+    """Somebody should look before the lease of all has run out."""
+    await hand.enqueue("job")
+    await hand.take("w1")
+
+    async def idle():
+        return value((await client.get("/metrics")).text, "streamq_pending_max_idle_seconds")
+
+    await eventually(lambda: _above(idle(), 0.05))
+    text = (await client.get("/metrics")).text
+    seconds, _ = await hand.wire.call("TIME")
+    assert value(text, "streamq_worker_heartbeat_timestamp_seconds", worker="w1") == pytest.approx(int(seconds), abs=5)
+
+
+async def _above(figure, bound):
+    return await figure > bound
+
+
+async def test_what_the_reconciler_found_is_in_the_metrics(client, statuses, queue_name):
+    """Also how much the outbox may hold, for the alarm before it is full."""
+    await statuses.note_round(queue_name, {"lost": 3}, 1000)
+    text = (await client.get("/metrics")).text
+    assert value(text, "streamq_reconciler_findings", queue=queue_name, kind="lost") == 3
+    assert value(text, "streamq_outbox_limit_entries", queue=queue_name) == 1000
+    assert value(text, "streamq_reconciler_last_round_timestamp_seconds", queue=queue_name) > 1_700_000_000
+
+
+async def test_times_in_seconds_are_written_with_all_their_digits(client, hand):
+    """Six digits of a time since 1970 would be ten days."""
+    await hand.wire.call(
+        "HSET", hand.keys.counts, "fired|hourly", 1_700_000_123_456, "missed|hourly", 1_700_000_000_000
+    )
+    text = (await client.get("/metrics")).text
+    assert value(text, "streamq_cron_last_fire_timestamp_seconds", entry="hourly") == 1_700_000_123.456
+    assert value(text, "streamq_cron_last_missed_timestamp_seconds", entry="hourly") == 1_700_000_000
+
+
+async def test_a_schedule_that_fired_and_one_that_missed_are_noted(monkeypatch):
+    """Idempotent: any number of cron processes note the same fire time."""
+    noted = []
+
+    class Desk:
+        class patience:  # noqa: N801
+            @staticmethod
+            async def call(step):
+                return await step()
+
+        class fanouts:  # noqa: N801
+            @staticmethod
+            async def note(field, moment_ms):
+                noted.append((field, moment_ms))
+
+    minder = Minder.__new__(Minder)
+    minder._desk = Desk
+    minder.schedule = type("Schedule", (), {"name": "hourly"})
+    await minder._note(lambda name: f"fired|{name}", type("Occurrence", (), {"fire_ms": 5}))
+    assert noted == [("fired|hourly", 5)]
+
+
+# Alerts and dashboard
+
+
+async def exported(client, hand, statuses):
+    """Return the names of all metrics, with one of everything in the servers."""
+    await statuses.note_round(hand.keys.queue, {"lost": 1}, 10)
+    counts = {
+        "e|dead|h": 1, "e|retrying|h": 1, "r0|h": 1, "rs|h": 1, "w0": 1, "ws": 1, "fired|s": 1, "missed|s": 1,
+    }  # fmt: skip
+    for name, number in counts.items():
+        await hand.wire.call("HSET", hand.keys.counts, name, number)
+    await hand.enqueue("job")
+    await hand.take("w1")
+    text = (await client.get("/metrics")).text
+    return {sample.name for family in families(text).values() for sample in family.samples}
+
+
+def expressions():
+    """Return every question of the alert rules and the dashboard, by its name."""
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    found = {rule["alert"]: rule["expr"] for rule in rules}
+    for panel in json.loads((MONITORING / "grafana.json").read_text())["panels"]:
+        for target in panel["targets"]:
+            expr = target["expr"].replace("$__rate_interval", "5m").replace("$queue", ".*")
+            found[f"{panel['title']} {target['refId']}"] = expr
+    return found
+
+
+@pytest.mark.parametrize("name", expressions())
+def test_each_question_of_alerts_and_dashboard_is_promql(name):
+    """Prometheus refuses a whole file for one that is not."""
+    assert promql_parser.parse(expressions()[name])
+
+
+async def test_alerts_and_dashboard_ask_for_metrics_that_there_are(client, hand, statuses):
+    """A renamed metric would leave an alert silent for ever."""
+    there = await exported(client, hand, statuses)
+    asked = {name for expr in expressions().values() for name in re.findall(r"streamq_\w+", expr)}
+    assert asked
+    assert asked <= there
+    described = (MONITORING.parent / "monitoring.md").read_text()
+    stems = {re.sub(r"_(bucket|sum|count)$", "", name) if "seconds_" in name else name for name in there}
+    assert [name for name in sorted(stems) if f"`{name}" not in described] == []
+
+
+def test_each_alert_says_what_to_do():
+    """It is read at three in the morning."""
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    described = (MONITORING.parent / "monitoring.md").read_text()
+    for rule in rules:
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert f"`{rule['alert']}`" in described
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+def test_the_dashboard_is_whole():
+    """Grafana takes a file with a title, panels that do not lie on each other, and a data source to choose."""
+    board = json.loads((MONITORING / "grafana.json").read_text())
+    assert board["title"] == "streamq"
+    assert {"datasource", "queue"} == {variable["name"] for variable in board["templating"]["list"]}
+    places = [tuple(panel["gridPos"][side] for side in "xy") for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in board["panels"]}) == len(places)
+    assert all(panel["title"] and panel["targets"] for panel in board["panels"])
