@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from streamq import tracing
 from streamq.dedup import Dedup
 from streamq.errors import BadArguments, ConfigurationError, JobRejected, UnknownHandler
 from streamq.operator import Operator
@@ -159,13 +160,16 @@ class Handler(Generic[P, R]):
             JobRejected: The job cannot be enqueued as it is; nothing was written.
             BrokerUnavailable: Redis did not answer in time; whether the job is enqueued is unknown.
         """
-        return await self._app.client.send(self.draft(*args, **kwargs))
+        with tracing.sending(self.spec.queue, self.spec.name) as span:
+            job: Job = span.one(await self._app.client.send(self.draft(*args, **kwargs)))
+            return job
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Enqueue a job from code without an event loop, as in Django and Flask."""
-        item = self.draft(*args, **kwargs)
-        job: Job = self._app.run_sync(lambda: self._app.client.send(item))
-        return job
+        with tracing.sending(self.spec.queue, self.spec.name) as span:
+            item = self.draft(*args, **kwargs)
+            job: Job = span.one(self._app.run_sync(lambda: self._app.client.send(item)))
+            return job
 
     async def enqueue_many(self, calls: Iterable[Any] | AsyncIterable[Any]) -> list[Job]:
         """Enqueue any number of jobs, streamed in batches; one result per job, in order.
@@ -181,7 +185,9 @@ class Handler(Generic[P, R]):
             BrokerUnavailable: Redis did not answer in time. Earlier batches are enqueued, and of the last one it is
                 unknown; `enqueue_stream` tells how far it came.
         """
-        return await self._app.client.send_many(self._drafts(calls))
+        with tracing.sending(self.spec.queue, self.spec.name) as span:
+            jobs: list[Job] = span.many(await self._app.client.send_many(self._drafts(calls)))
+            return jobs
 
     def enqueue_stream(self, calls: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Job]:
         """Do as `enqueue_many`, and give each result as it comes: for more jobs than one wants to hold in memory.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import orjson
 
+from streamq import tracing
 from streamq.broker.inspection import Explanation, Inspection
 from streamq.broker.orders import Orders
 from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
@@ -223,6 +224,8 @@ def _rest(
             rest["gw"] = rule.window_ms
     if options is not NO_OPTIONS:
         rest |= envelope_fields(options, spec.name)
+    if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
+        rest["t"] = headers
     return rest
 
 

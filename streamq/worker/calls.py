@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.context import current_job
 from streamq.worker.threads import ThreadCall
+from streamq.worker.traced import traced
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,7 +50,7 @@ class Calls:
             spec = self._registry.find(handler)
             if spec is None:
                 return None, None
-            known = self._known[handler] = (spec, self._caller(spec))
+            known = self._known[handler] = (spec, traced(self._caller(spec), spec.queue))
         return known
 
     def _caller(self, spec: HandlerSpec) -> Caller:
