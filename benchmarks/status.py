@@ -99,7 +99,10 @@ def _recording(server: RedisServer, mongo: MongoServer | None, *, limit_s: float
     with Child("-m", "streamq", "recorder", environment=app.environment(server.url, **_settings(mongo))) as child:
         with mongo.client() as client:
             wait_until(
-                lambda: "user_latest" in client[DATABASE].list_collection_names(), "the recorder is ready", child
+                lambda: "user_latest" in client[DATABASE].list_collection_names(),
+                "the recorder is ready",
+                child,
+                limit_s=limit_s,
             )
         yield child
 

@@ -185,6 +185,8 @@ def draft(
     spec.check_arguments(args, kwargs)
     rule = spec.dedup if options.dedup is None else _rule(spec, options.dedup)
     rest = _rest(spec, rule, args, kwargs, options)
+    if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
+        rest["t"] = headers
     envelope = envelope_bytes(spec.head, args, kwargs, rest)
     if len(envelope) > max_payload_bytes:
         raise PayloadTooLarge(
@@ -224,8 +226,6 @@ def _rest(
             rest["gw"] = rule.window_ms
     if options is not NO_OPTIONS:
         rest |= envelope_fields(options, spec.name)
-    if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
-        rest["t"] = headers
     return rest
 
 

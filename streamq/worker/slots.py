@@ -302,13 +302,7 @@ class Slots:
             pump.finish(item)
         kind = type(outcome).__name__.lower()
         self.counters[kind] += 1
-        if job is not None:
-            token = delivery.token
-            waited_ms = job.begun_ms - int(token[1 : token.index(b"-")])
-            pump.meter.run(job.spec.name, job.ended_at - job.begun_at, waited_ms / 1000)
-            pump.meter.end(job.spec.name, kind)
-        elif kind in ("dead", "expired"):
-            pump.meter.end(self._known_name(delivery), kind)
+        self._meter(delivery, pump, kind, job)
         if kind != "completed":
             self._tell(delivery, outcome, kind)
 
@@ -319,6 +313,16 @@ class Slots:
             delivery.why = f"overran {run_s * 1000:.0f}"
         if job.envelope.key is not None or job.envelope.cost is not None:
             costs.note(delivery, run_s, is_done=isinstance(outcome, Completed))
+
+    def _meter(self, delivery: Delivery, pump: Pump, kind: str, job: RunningJob | None) -> None:
+        """Count for metrics. A job waits from when it comes into its lane, which is the time in its entry's id."""
+        if job is not None:
+            token = delivery.token
+            waited_ms = job.begun_ms - int(token[1 : token.index(b"-")])
+            pump.meter.run(job.spec.name, job.ended_at - job.begun_at, waited_ms / 1000)
+            pump.meter.end(job.spec.name, kind)
+        elif kind in ("dead", "expired"):
+            pump.meter.end(self._known_name(delivery), kind)
 
     def _known_name(self, delivery: Delivery) -> str:
         """Return the handler of a job that did not run; a name that nobody here knows is no label."""
