@@ -1,7 +1,7 @@
 """Spans by OpenTelemetry's messaging conventions, and the trace that travels with a job.
 
-Nothing is imported here: an application that wants spans has set up OpenTelemetry, and then its API is loaded. Without that,
-or without a provider, every function returns at once. The conventions are still in development: their names stand here
+An application that wants spans has set up OpenTelemetry, and then its API is loaded and has a provider. Without that nothing
+is imported here, and nothing is done. The conventions are still in development: their names stand here
 and nowhere else. See https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/.
 """
 

@@ -185,10 +185,10 @@ async def test_without_a_provider_there_are_no_spans_and_no_headers(app, eventua
     assert not app.seen[0].is_valid
 
 
-def test_streamq_does_not_import_opentelemetry_by_itself():
-    """It is an optional package."""
+def test_everything_works_without_the_package():
+    """It is optional. (redis-py imports it where it is installed, which makes no spans.)"""
     code = (
-        "import sys; import streamq; from streamq.worker import service; from streamq import tracing;"
-        "assert not tracing.is_on(); assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+        "import sys; sys.modules['opentelemetry'] = None; import streamq; from streamq.worker import service;"
+        "from streamq import tracing; assert not tracing.is_on(); assert 'opentelemetry.trace' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
