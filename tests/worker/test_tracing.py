@@ -186,7 +186,7 @@ async def test_without_a_provider_there_are_no_spans_and_no_headers(app, eventua
 
 
 def test_everything_works_without_the_package():
-    """It is optional. (redis-py imports it where it is installed, which makes no spans.)"""
+    """It is optional. Where it is installed redis-py imports it, which makes no spans."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None; import streamq; from streamq.worker import service;"
         "from streamq import tracing; assert not tracing.is_on(); assert 'opentelemetry.trace' not in sys.modules"
