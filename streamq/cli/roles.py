@@ -124,7 +124,8 @@ def cron(settings: Settings, schedule: str | None, count: int, *, is_list: bool,
 
 @click.command()
 @setting_options("APP", "queues", "mongodb_database", "history", *_API, *_LOGS)
-def api(settings: Settings) -> int:
+@click.option("--record", is_flag=True, help="Run the recorder in this process as well.")
+def api(settings: Settings, *, record: bool) -> int:
     """Answer questions about jobs over HTTP, and take orders.
 
     With APP it knows all queues of the application, its handlers and its schedules, else the queues of --queue.
@@ -137,7 +138,12 @@ def api(settings: Settings) -> int:
 
         app, settings = load_with_settings(settings)
     _configure_logs(settings)
-    return role.main(settings, app)
+    if not record:
+        return role.main(settings, app)
+    from streamq.recorder import beside
+
+    with beside(settings):
+        return role.main(settings, app)
 
 
 @click.command()

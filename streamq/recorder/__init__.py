@@ -5,6 +5,6 @@ goes to one of them, and an entry that two of them write is written once.
 """
 
 from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
-from streamq.recorder.role import Recorder, main, run
+from streamq.recorder.role import Recorder, beside, main, run
 
-__all__ = ["KINDS", "Finding", "Mode", "Reconciler", "Recorder", "main", "run"]
+__all__ = ["KINDS", "Finding", "Mode", "Reconciler", "Recorder", "beside", "main", "run"]

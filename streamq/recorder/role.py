@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -27,9 +28,9 @@ from streamq.recorder.seen import Seen
 from streamq.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["Recorder", "main", "run"]
+__all__ = ["Recorder", "beside", "main", "run"]
 
 BLOCK_MS = 500
 LOOK_EVERY_S = 1.0
@@ -271,13 +272,48 @@ def main(settings: Settings, app_path: str | None = None) -> int:
         ConfigurationError: History is switched off, or a server refuses us.
     """
     del app_path
-    if not settings.history:
-        raise ConfigurationError("history is off: there is nothing to record", hint="set STREAMQ_HISTORY=true")
+    _check_history(settings)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_process(settings))
     return 0
+
+
+@contextlib.contextmanager
+def beside(settings: Settings) -> Generator[None]:
+    """Record on a thread of its own for as long as the block runs, in a process that does something else.
+
+    That thread alone is nice. It shares the interpreter with the rest, so this is for where a process more is too many.
+
+    Raises:
+        ConfigurationError: History is switched off.
+    """
+    _check_history(settings)
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=_record_beside, args=(loop, stop, settings), name="streamq-recorder")
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def _record_beside(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, settings: Settings) -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    logs.event(_log, logging.INFO, "recorder.started", queues=",".join(settings.queues))
+    try:
+        loop.run_until_complete(run(settings, stop))
+    except ConfigurationError as error:
+        logs.event(_log, logging.CRITICAL, "recorder.refused", str(error), hint=error.hint)
+
+
+def _check_history(settings: Settings) -> None:
+    if not settings.history:
+        raise ConfigurationError("history is off: there is nothing to record", hint="set STREAMQ_HISTORY=true")
 
 
 async def _process(settings: Settings) -> None:

@@ -29,6 +29,16 @@ def test_off_a_terminal_a_worker_logs_json(programs, eventually_sync):
     assert (first["event"], first["message"]) == ("worker.started", FIRST_LINE)
 
 
+def test_the_api_records_as_well_when_told(programs, command, eventually_sync):
+    """A process less, where there is little to do."""
+    programs.start("worker", "--no-parent", "--name", "web-1")
+    api = programs.start("api", "--record", "--port", "0", STREAMQ_API_TOKEN="t")
+    done = command("enqueue", "refresh", "user_id=u42", "-q").out.strip()
+    eventually_sync(lambda: ["state", "completed"] in command("jobs", "show", done).rows, "the history has its end")
+    assert "recorder.started" in api.output
+    assert api.stop() == 0
+
+
 def test_a_job_goes_from_the_command_line_to_the_history_and_to_the_dead_letters(programs, command, eventually_sync):
     """Worker and recorder as real programs, everything else asked of them."""
     programs.start("worker", "--no-parent", "--name", "web-1")

@@ -9,13 +9,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from streamq.broker.outbox import Outbox
 from streamq.errors import ConfigurationError
 from streamq.mongo import Mongo, Statuses
-from streamq.recorder import Recorder, main, run
+from streamq.recorder import Recorder, beside, main, run
 from streamq.settings import Settings
 
 
@@ -235,11 +236,30 @@ async def test_a_server_that_refuses_us_ends_it_with_a_clear_error(redis_url, mo
         await run(settings, asyncio.Event())
 
 
+async def test_it_may_run_on_a_thread_of_a_process_that_does_something_else(hand, statuses, settings, eventually):
+    """As in the API's process; that thread alone is nice."""
+    with beside(settings):
+        await hand.finish(("job", hand.record()))
+        await eventually(lambda: states(statuses))
+        [thread] = [each for each in threading.enumerate() if each.name == "streamq-recorder"]
+        assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+    assert not thread.is_alive()
+
+
+def test_a_thread_that_a_server_refuses_says_so_and_ends(redis_url, mongodb_url, queue_name, caplog, eventually_sync):
+    """The API serves on."""
+    wrong = mongodb_url.replace("mongodb://", "mongodb://nobody:wrong@")
+    with beside(Settings(redis_url=redis_url, mongodb_url=wrong, queues=(queue_name,))):
+        eventually_sync(lambda: "recorder.refused" in caplog.text, "it says so")
+
+
 def test_without_history_there_is_nothing_to_run():
     """Exit 78: a supervisor should not try again."""
     with pytest.raises(ConfigurationError, match=r"^history is off: there is nothing to record$") as caught:
         main(Settings(history=False))
     assert caught.value.exit_code == 78
+    with pytest.raises(ConfigurationError, match=r"^history is off"), beside(Settings(history=False)):
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
