@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "READY", "Reporter", "beat_file", "exit_status", "exit_words",
-    "file_age_s", "is_frozen", "notify", "rss_bytes", "watchdog_period_s",
+    "file_age_s", "is_frozen", "notify", "queued_s", "rss_bytes", "watchdog_period_s",
 ]  # fmt: skip
 
 HEARTBEAT_PERIOD_S = 5.0
@@ -195,3 +195,11 @@ def is_frozen(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
     except (OSError, IndexError):
         return False
+
+
+def queued_s() -> float:
+    """Return for how long this thread has been ready and had no processor, since its start; 0 where nobody counts that."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0

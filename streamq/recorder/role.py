@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -22,6 +23,7 @@ from streamq.errors import ConfigurationError, QueueFull, StreamQError, Unavaila
 from streamq.keys import Keys
 from streamq.mongo import Ledger, Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
+from streamq.process import queued_s
 from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
 from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.seen import Seen
@@ -46,6 +48,12 @@ READ_RECORDS = 4_000
 READ_BYTES = 4_000_000
 """About as much is read at once: large enough to be quick, small enough to be held in memory."""
 
+CONTENDED_SHARE = 0.05
+"""Having waited for a processor for this share of a batch's time says that others need it."""
+RESTS, LONGEST_REST_S = 4, 0.25
+"""How often the batch's time is left to them, at most so long."""
+POLITE_SHARE = 0.25
+"""With more of the outbox filled the history comes first."""
 LATE_MS = 60_000
 FULL_SHARE = 0.8
 NICENESS = 10
@@ -103,8 +111,21 @@ class Recorder:
             await self._acknowledge()
         entries = await self._next_entries()
         if entries:
+            begun_at, waited_s = time.perf_counter(), queued_s()
             await self._store(entries, stop)
             await self._acknowledge()
+            took_s = time.perf_counter() - begun_at
+            await _rest(stop, self._politeness_s(took_s, queued_s() - waited_s))
+
+    def _politeness_s(self, took_s: float, waited_s: float) -> float:
+        """Tell how long to leave the machine to others after a batch.
+
+        A nice process still warms the caches and the disk, and what it makes MongoDB do is not nice at all. So where it
+        had to wait for a processor it does less at a time, unless the outbox fills.
+        """
+        if waited_s < CONTENDED_SHARE * took_s or self.lag.entries > POLITE_SHARE * self._outbox_max:
+            return 0
+        return min(LONGEST_REST_S, RESTS * took_s)
 
     async def _next_entries(self) -> list[OutboxEntry]:
         """Read the next entries: now and then those that a recorder left behind, else new ones."""

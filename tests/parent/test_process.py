@@ -18,6 +18,7 @@ from streamq.process import (
     file_age_s,
     is_frozen,
     notify,
+    queued_s,
     rss_bytes,
     watchdog_period_s,
 )
@@ -103,3 +104,15 @@ def test_a_process_tells_its_memory_and_whether_it_is_frozen(eventually_sync):
         process.kill()
     assert rss_bytes(process.pid) is None
     assert not is_frozen(process.pid)
+
+
+def test_the_time_without_a_processor_rises_under_a_load_that_needs_more_than_there_are(eventually_sync):
+    """Where the kernel counts it, as Linux does."""
+    begun_s = queued_s()
+    loads = [subprocess.Popen(["python3", "-c", "while True: pass"]) for _ in range((os.cpu_count() or 1) + 1)]
+    try:
+        eventually_sync(lambda: sum(range(100_000)) and queued_s() > begun_s + 0.01, "others had the processor")
+    finally:
+        for load in loads:
+            load.kill()
+            load.wait()

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from streamq.broker.outbox import Outbox
+from streamq.broker.outbox import Lag, Outbox
 from streamq.errors import ConfigurationError
 from streamq.mongo import Mongo, Statuses
 from streamq.recorder import Recorder, beside, main, run
@@ -234,6 +234,20 @@ async def test_a_server_that_refuses_us_ends_it_with_a_clear_error(redis_url, mo
     settings = Settings(redis_url=redis_url, mongodb_url=wrong, queues=(queue_name,))
     with pytest.raises(ConfigurationError, match="refused the user"):
         await run(settings, asyncio.Event())
+
+
+@pytest.mark.parametrize(
+    ("took_s", "waited_s", "entries", "rests_s"),
+    [(0.01, 0.0, 0, 0), (0.01, 0.005, 0, 0.04), (0.01, 0.0001, 0, 0), (10.0, 5.0, 0, 0.25), (0.01, 0.005, 26, 0)],
+)
+async def test_it_leaves_the_machine_to_the_jobs_that_need_it_unless_the_outbox_fills(
+    hand, statuses, took_s, waited_s, entries, rests_s
+):
+    """Being nice is not enough: it has MongoDB work, which is not."""
+    recorder = Recorder(hand.broker, statuses, hand.keys, Settings(outbox_max=100))
+    recorder.lag = Lag(entries, 0)
+    assert recorder._politeness_s(took_s, waited_s) == pytest.approx(rests_s)
+    await recorder.close()
 
 
 async def test_it_may_run_on_a_thread_of_a_process_that_does_something_else(hand, statuses, settings, eventually):
