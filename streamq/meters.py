@@ -18,7 +18,7 @@ __all__ = ["BOUNDS_S", "Histogram", "Meter", "Metered", "fired_field", "metered"
 BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
 """Upper ends of the buckets; the last one has none."""
 
-_LAST = len(BOUNDS_S)
+_LAST, _SHORTEST_S = len(BOUNDS_S), BOUNDS_S[0]
 _RUN_WORDS = (*(f"r{place}" for place in range(_LAST + 1)), "rs")
 _PLAIN = ("enqueued", "evicted", "late_outcomes", "reclaimed", "redis_lost")
 
@@ -57,24 +57,25 @@ class Meter:
 
     def _reset(self) -> None:
         self._ended: dict[tuple[str, str], int] = {}
-        self._runs: dict[str, list[float]] = {}
+        self._runs: dict[tuple[str, str], list[float]] = {}
         self._waits: list[float] = [0] * (_LAST + 2)
         self._plain = Counter[str]()
 
     def end(self, handler: str, outcome: str) -> None:
-        """Count an outcome."""
+        """Count the outcome of a job that did not run."""
         key = (handler, outcome)
         self._ended[key] = self._ended.get(key, 0) + 1
 
-    def run(self, handler: str, run_s: float, wait_s: float) -> None:
-        """Count how long a run took, and how long its job had waited for it."""
-        row = self._runs.get(handler)
+    def run(self, handler: str, outcome: str, run_s: float, wait_s: float) -> None:
+        """Count a run: what it came to, how long it took, and how long its job had waited for it."""
+        key = (handler, outcome)
+        row = self._runs.get(key)
         if row is None:
-            row = self._runs[handler] = [0] * (_LAST + 2)
-        row[bisect_left(BOUNDS_S, run_s)] += 1
+            row = self._runs[key] = [0] * (_LAST + 2)
+        row[0 if run_s <= _SHORTEST_S else bisect_left(BOUNDS_S, run_s)] += 1
         row[-1] += run_s
         waits = self._waits
-        waits[bisect_left(BOUNDS_S, wait_s)] += 1
+        waits[0 if wait_s <= _SHORTEST_S else bisect_left(BOUNDS_S, wait_s)] += 1
         waits[-1] += wait_s
 
     def add(self, name: str, number: int = 1) -> None:
@@ -83,9 +84,13 @@ class Meter:
 
     def taken(self) -> dict[str, int]:
         """Return what is new by its field, and begin anew. Sums are in whole microseconds."""
+        ended, runs = Counter(self._ended), dict[str, list[float]]()
+        for (handler, outcome), row in self._runs.items():
+            ended[handler, outcome] += int(sum(row[:-1]))
+            runs[handler] = [one + other for one, other in zip(runs.get(handler, [0] * len(row)), row, strict=True)]
         new = {name: number for name, number in self._plain.items() if number}
-        new |= {f"e|{outcome}|{handler}": number for (handler, outcome), number in self._ended.items()}
-        for handler, row in self._runs.items():
+        new |= {f"e|{outcome}|{handler}": number for (handler, outcome), number in ended.items()}
+        for handler, row in runs.items():
             new |= dict(_fields("r", row, f"|{handler}"))
         new |= dict(_fields("w", self._waits, ""))
         self._reset()

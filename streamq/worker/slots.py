@@ -319,8 +319,7 @@ class Slots:
         if job is not None:
             token = delivery.token
             waited_ms = job.begun_ms - int(token[1 : token.index(b"-")])
-            pump.meter.run(job.spec.name, job.ended_at - job.begun_at, waited_ms / 1000)
-            pump.meter.end(job.spec.name, kind)
+            pump.meter.run(job.spec.name, kind, job.ended_at - job.begun_at, waited_ms / 1000)
         elif kind in ("dead", "expired"):
             pump.meter.end(self._known_name(delivery), kind)
 

@@ -47,8 +47,7 @@ def test_what_is_counted_comes_back_whatever_handlers_are_called(runs):
     """A name with a bar in it must not become another field."""
     meter = Meter()
     for handler, run_s, wait_s in runs:
-        meter.run(handler, run_s, wait_s)
-        meter.end(handler, "completed")
+        meter.run(handler, "completed" if run_s < 1000 else "dead", run_s, wait_s)
     found = metered(meter.taken())
     assert sum(found.ended.values()) == len(runs)
     assert {handler for handler, _ in found.ended} == {handler for handler, _, _ in runs} == set(found.runs)
@@ -61,7 +60,7 @@ def test_a_duration_falls_into_the_first_bucket_that_holds_it():
     """As Prometheus counts: `le` is less or equal."""
     meter = Meter()
     for run_s in (0.005, 0.0051, 1, 1000):
-        meter.run("h", run_s, 0)
+        meter.run("h", "completed", run_s, 0)
     buckets = metered(meter.taken()).runs["h"].buckets
     assert [place for place, number in enumerate(buckets) if number] == [0, 1, BOUNDS_S.index(1), len(BOUNDS_S)]
 
