@@ -149,6 +149,22 @@ async def test_the_walk_over_many_statuses_is_bounded_and_misses_none(hand, stat
     assert len(found) == 45
 
 
+async def test_no_look_scans_a_collection(app, hand, statuses, store, reconciler, mongo):
+    """At five million statuses and a hundred thousand jobs of the ledger it would take longer than a minute."""
+    await store(statuses, *((f"job{number}", hand.record("retrying")) for number in range(20)))
+    await app.refresh.enqueue("u1")
+    await hand.wire.call("FLUSHALL")
+    await mongo.database.command("profile", 2)
+    for mode in (Mode.MEND, Mode.MEND, Mode.REPAIR):
+        await reconciler.round(mode)
+    await mongo.database.command("profile", 0)
+    profiled = await mongo.collection("system.profile").find({"ns": {"$regex": "(job_status|ledger)$"}}).to_list()
+    plans = {entry["planSummary"] for entry in profiled if "planSummary" in entry}
+    assert len(plans) > 2
+    assert not [plan for plan in plans if "COLLSCAN" in plan]
+    await hand.wire.call("FLUSHALL")
+
+
 # The ledger
 
 
