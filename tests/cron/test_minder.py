@@ -12,6 +12,7 @@ import pytest
 from streamq.cron import minder as minding
 from streamq.cron.minder import Minder
 from streamq.errors import ConfigurationError
+from streamq.meters import metered
 from streamq.schedules.desks import desks
 from streamq.schedules.patience import Stopped
 from streamq.settings import Settings
@@ -66,6 +67,26 @@ async def test_three_hours_without_any_process(office, said, options, fired):
     assert stamps(await office.jobs()) == fired
     assert len(said("cron.missed")) == 3 - len(fired)
     assert all(told["policy"] == options["misfire"] for told in said("cron.missed"))
+
+
+async def test_the_last_fire_time_and_the_last_missed_one_are_kept_for_metrics(office):
+    """However many processes note them, they are the same."""
+
+    async def noted():
+        partition = office.desk.partition
+        counts = await partition.wire.call("HGETALL", partition.keys.counts)
+        found = metered({name.decode(): int(number) for name, number in zip(counts[::2], counts[1::2], strict=True)})
+        return found.fired, found.missed
+
+    minder = await started(office, misfire="once")
+    assert await noted() == ({}, {})
+    office.clock.move(minutes=30, seconds=1)
+    await minder.check()
+    assert await noted() == ({"hourly": ms(NOON + timedelta(hours=1))}, {})
+    office.clock.move(hours=2)
+    for _ in range(2):
+        await minder.check()
+    assert await noted() == ({"hourly": ms(NOON + timedelta(hours=3))}, {"hourly": ms(NOON + timedelta(hours=2))})
 
 
 async def test_a_schedule_whose_expression_changed_begins_anew(office):

@@ -15,7 +15,6 @@ from hypothesis import given, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamq.app import StreamQ
-from streamq.cron.minder import Minder
 from streamq.meters import BOUNDS_S, Meter, metered
 from streamq.retry import RetryPolicy
 from streamq.worker.service import Worker
@@ -142,28 +141,6 @@ async def test_times_in_seconds_are_written_with_all_their_digits(client, hand):
     text = (await client.get("/metrics")).text
     assert value(text, "streamq_cron_last_fire_timestamp_seconds", entry="hourly") == 1_700_000_123.456
     assert value(text, "streamq_cron_last_missed_timestamp_seconds", entry="hourly") == 1_700_000_000
-
-
-async def test_a_schedule_that_fired_and_one_that_missed_are_noted(monkeypatch):
-    """Idempotent: any number of cron processes note the same fire time."""
-    noted = []
-
-    class Desk:
-        class patience:  # noqa: N801
-            @staticmethod
-            async def call(step):
-                return await step()
-
-        class fanouts:  # noqa: N801
-            @staticmethod
-            async def note(field, moment_ms):
-                noted.append((field, moment_ms))
-
-    minder = Minder.__new__(Minder)
-    minder._desk = Desk
-    minder.schedule = type("Schedule", (), {"name": "hourly"})
-    await minder._note(lambda name: f"fired|{name}", type("Occurrence", (), {"fire_ms": 5}))
-    assert noted == [("fired|hourly", 5)]
 
 
 # Alerts and dashboard
