@@ -156,13 +156,12 @@ async def _letters(
         progress.total += len(
             [True async for letter in all_letters(stores, queue) if _is_meant(order, which, queue, letter)]
         )
-        await progress.breathe()
     for queue in queues:
         async for letter in all_letters(stores, queue):
             if progress.is_stopped:
                 return
             if _is_meant(order, which, queue, letter):
-                await progress.step(is_done=await do(queue, letter))
+                progress.step(is_done=await do(queue, letter))
                 await _pace(order, progress)
 
 
@@ -181,9 +180,9 @@ async def _cancel(stores: Stores, order: BulkOrder, progress: Progress) -> None:
             return
         try:
             await stores.order(queue, lambda orders, job_id=job_id: orders.cancel(job_id, reason=order.reason))  # type: ignore[misc]
-            await progress.step(is_done=True)
+            progress.step(is_done=True)
         except JobNotFound:
-            await progress.step(is_done=False)
+            progress.step(is_done=False)
         await _pace(order, progress)
 
 
@@ -193,7 +192,6 @@ async def _alive(stores: Stores, which: Filter, progress: Progress) -> list[tupl
     while len(jobs) < MOST_JOBS and not progress.is_stopped:
         page = await stores.ask_history(lambda history, place=place: history.page(which, limit=PAGE, after=place))  # type: ignore[misc]
         jobs += [(job.queue, job.id) for job in page.jobs]
-        await progress.breathe()
         place = page.after
         if place is None:
             break

@@ -138,7 +138,9 @@ def _refusal(status: int) -> dict[str, Any]:
 def _response(operation: Operation, about: str, status: int) -> dict[str, Any]:
     if status in (204, 304):
         return {"description": about}
-    schema = {"type": "string"} if operation.answer is None else _reference(operation.answer)
+    # OpenAPI 3.1 has no words for a stream of events.
+    text = {} if operation.media == "text/event-stream" else {"type": "string"}
+    schema = text if operation.answer is None else _reference(operation.answer)
     return {"description": about, "content": {operation.media: {"schema": schema}}}
 
 

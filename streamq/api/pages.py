@@ -19,6 +19,7 @@ code, .path { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 section { border-top: 1px solid #8888; padding: .5rem 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 td, th { border-bottom: 1px solid #8884; padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+th code { white-space: nowrap; }
 h3 { margin-bottom: .2rem; }
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -40,28 +41,44 @@ def page(document: Mapping[str, Any]) -> str:
     for tag in document["tags"]:
         parts.append(f"<h2>{escape(tag['name'])}</h2>")
         for path, methods in document["paths"].items():
-            wanted = {each: what for each, what in methods.items() if tag["name"] in what["tags"]}
-            parts += [_operation(path, each, what, document) for each, what in wanted.items()]
-    parts.append("<h2>Types</h2>")
+            parts += [_operation(path, each, what) for each, what in methods.items() if tag["name"] in what["tags"]]
+    parts += ["<h2>Refusals</h2>", _refusals(document["components"]["responses"]), "<h2>Types</h2>"]
     parts += [_schema(name, schema) for name, schema in document["components"]["schemas"].items()]
     return "".join([*parts, "</body></html>\n"])
 
 
-def _operation(path: str, method: str, what: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+def _operation(path: str, method: str, what: Mapping[str, Any]) -> str:
     rows = [
         _row(each["name"], each["in"], _kind(each["schema"]), each.get("description", ""))
         for each in what.get("parameters", ())
     ]
     for media, content in what.get("requestBody", {}).get("content", {}).items():
         rows.append(_row("body", media, _kind(content["schema"]), ""))
-    for status, told in what["responses"].items():
-        answer = document["components"]["responses"][status] if "$ref" in told else told
-        kinds = ", ".join(_kind(content["schema"]) for content in answer.get("content", {}).values())
-        rows.append(_row(status, "answer", kinds, answer["description"]))
+    rows += _answers(what["responses"])
     return (
         f"<section id='{escape(what['operationId'])}'><h3 class='path'>{method.upper()} {escape(path)}</h3>"
         f"<p>{escape(what['summary'])} {escape(what.get('description', ''))}</p><table>{''.join(rows)}</table></section>"
     )
+
+
+def _answers(responses: Mapping[str, Any]) -> list[str]:
+    """Write a row for each answer, and one for all refusals, whose meaning stands once at the end of the page."""
+    rows = [
+        _row(status, "answer", _content(told), told["description"])
+        for status, told in responses.items()
+        if "$ref" not in told
+    ]
+    refusals = ", ".join(status for status, told in responses.items() if "$ref" in told)
+    return [*rows, _row("refused", "answer", "Problem", refusals)]
+
+
+def _refusals(responses: Mapping[str, Any]) -> str:
+    rows = [_row(status, _content(told), told["description"]) for status, told in responses.items()]
+    return f"<section id='refusals'><table>{''.join(rows)}</table></section>"
+
+
+def _content(told: Mapping[str, Any]) -> str:
+    return ", ".join(_kind(content["schema"]) for content in told.get("content", {}).values())
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> str:

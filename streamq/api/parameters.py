@@ -160,7 +160,7 @@ def moment_of(name: str, given: str) -> datetime:
 def filter_of(request: Request) -> Filter:
     """Read which jobs are meant."""
     return Filter(
-        states=_states(_several(request, "state")),
+        states=_states(request),
         queues=_several(request, "queue"),
         handler=only(request, "handler"),
         user=only(request, "user"),
@@ -170,10 +170,12 @@ def filter_of(request: Request) -> Filter:
     )
 
 
-def _states(given: tuple[str, ...]) -> tuple[str, ...]:
-    if wrong := next((state for state in given if state not in set(State)), None):
-        raise bad("state", f"{wrong!r:.80} is no state; there are {', '.join(State)}")
-    return given
+def _states(request: Request) -> tuple[str, ...]:
+    given = only(request, "state")
+    states = given.split(",") if given is not None else []
+    if wrong := [state for state in states if state not in set(State)]:
+        raise bad("state", f"{wrong[0]!r:.80} is no state; there are {', '.join(State)}")
+    return tuple(sorted(set(states)))
 
 
 def _several(request: Request, name: str) -> tuple[str, ...]:

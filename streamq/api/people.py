@@ -81,7 +81,7 @@ async def list_audit(request: Request) -> Response:
 OPERATIONS = (
     Operation(
         method="POST", path="/v1/session", run=log_in, tag="people", is_open=True, body=Login,
-        answer=shapes.Session, status=201, misses=(401,),
+        answer=shapes.Session, status=201, misses=(401, 429),
     ),
     Operation(method="GET", path="/v1/session", run=show_session, tag="people", answer=shapes.Session),
     Operation(method="DELETE", path="/v1/session", run=log_out, tag="people", status=204),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -27,9 +27,6 @@ MOST_PAUSE_S = 30 * 86_400
 MOST_REASON = 500
 
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-
-
 class PauseOrder(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `:pause`."""
 
@@ -38,21 +35,19 @@ class PauseOrder(msgspec.Struct, forbid_unknown_fields=True):
     """0: until it is resumed."""
 
 
-class BlockOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `:block`: a handler or the key of a user, one of the two."""
+class UnblockOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """What to let go: the jobs of a handler, or those with the key of a user."""
 
-    handler: Name | None = None
-    key: Name | None = None
+    kind: Literal["handler", "key"]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class BlockOrder(UnblockOrder, forbid_unknown_fields=True):
+    """What to hold back: the jobs of a handler, or those with the key of a user."""
+
     reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
     for_s: Annotated[float, msgspec.Meta(ge=0, le=MOST_PAUSE_S)] = 0
     """0: until it is lifted."""
-
-
-class UnblockOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `:unblock`: a handler or the key of a user, one of the two."""
-
-    handler: Name | None = None
-    key: Name | None = None
 
 
 async def list_queues(request: Request) -> Response:
@@ -99,7 +94,7 @@ async def block_jobs(request: Request) -> Response:
     until_ms = now_ms + int(order.for_s * 1000) if order.for_s else 0
 
     async def block(orders: Orders) -> None:
-        await orders.block(handler=order.handler, key=order.key, reason=order.reason, by=by, until_ms=until_ms)
+        await orders.block(**{order.kind: order.name}, reason=order.reason, by=by, until_ms=until_ms)
 
     await or_503(stores.order(name, block), "Redis")
     await auditor_of(request).note(request, "queue.block", name, after=msgspec.to_builtins(order))
@@ -110,7 +105,7 @@ async def unblock_jobs(request: Request) -> Response:
     """Let workers start the jobs of a handler, or those of one user, again."""
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     order = await body(request, UnblockOrder)
-    lifted = stores.order(name, lambda orders: orders.unblock(handler=order.handler, key=order.key))
+    lifted = stores.order(name, lambda orders: orders.unblock(**{order.kind: order.name}))
     if await or_503(lifted, "Redis"):
         await auditor_of(request).note(request, "queue.unblock", name, before=msgspec.to_builtins(order))
     return await show_queue(request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from streamq.api.answers import Problem, iso
@@ -28,6 +27,8 @@ __all__ = ["Progress", "Runner", "operation_json"]
 TELL_EVERY_S = 0.5
 LOST_AFTER_S = 30.0
 MOST_AT_ONCE = 4
+END_TRIES = 30
+CLOSE_WITHIN_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,47 +39,52 @@ class Progress:
     def __init__(self, stores: Stores, operation_id: str) -> None:
         self._stores = stores
         self._id = operation_id
-        self._told_s = time.monotonic()
+        self._is_over = False
         self.total: int | None = None
         self.done = 0
         self.refused = 0
-        self._stop = asyncio.Event()
+        self.stopping = asyncio.Event()
+        """Set once it is to stop at its next step."""
 
     @property
     def is_stopped(self) -> bool:
         """Whether it is to stop at its next step."""
-        return self._stop.is_set()
-
-    def stop(self) -> None:
-        """Have it stop at its next step."""
-        self._stop.set()
+        return self.stopping.is_set()
 
     async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until it is to stop."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
+            await asyncio.wait_for(self.stopping.wait(), seconds)
 
-    async def step(self, *, is_done: bool) -> None:
-        """Count one thing, and tell now and then."""
+    def step(self, *, is_done: bool) -> None:
+        """Count one thing."""
         self.done, self.refused = self.done + is_done, self.refused + (not is_done)
-        await self.breathe()
 
-    async def breathe(self) -> None:
-        """Tell how far it is if that was long ago, and hear whether it is to stop. MongoDB being away stops nothing."""
-        if time.monotonic() - self._told_s < TELL_EVERY_S:
-            return
-        self._told_s = time.monotonic()
-        try:
-            stored = await self.tell({})
-        except StreamQError:
-            return
-        if stored and stored.get("stop"):
-            self.stop()
-
-    async def tell(self, more: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Store how far it is. Returns what is stored then."""
+    async def tell(self, more: Mapping[str, Any]) -> None:
+        """Store how far it is, and hear whether it is to stop."""
         counts = {"total": self.total, "done": self.done, "refused": self.refused, "updated_at": utc_now()}
-        return await self._stores.ask_operations(lambda operations: operations.change(self._id, {**counts, **more}))
+        stored = await self._stores.ask_operations(lambda operations: operations.change(self._id, {**counts, **more}))
+        if stored and stored.get("stop"):
+            self.stopping.set()
+
+    async def keep_telling(self) -> None:
+        """Tell again and again until it is over. MongoDB being away stops nothing."""
+        while not self._is_over:
+            await asyncio.sleep(TELL_EVERY_S)
+            with contextlib.suppress(StreamQError):
+                if not self._is_over:
+                    await self.tell({})
+
+    async def end(self, ended: Mapping[str, Any]) -> None:
+        """Store how it ended; after a minute without MongoDB it will look lost."""
+        self._is_over = True
+        for _ in range(END_TRIES):
+            try:
+                await self.tell(ended)
+            except StreamQError:
+                await asyncio.sleep(2)
+            else:
+                return
 
 
 class Runner:
@@ -120,51 +126,46 @@ class Runner:
     def stop(self, operation_id: str) -> None:
         """Have an order of this process stop at its next step."""
         if progress := self._progress.get(operation_id):
-            progress.stop()
+            progress.stopping.set()
 
     async def close(self) -> None:
         """Stop all orders, at their next step."""
         for progress in self._progress.values():
-            progress.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            progress.stopping.set()
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_WITHIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(
         self, request: Request, stored: dict[str, Any], work: Callable[[Progress], Awaitable[None]], progress: Progress
     ) -> None:
-        error = None
+        telling = asyncio.create_task(progress.keep_telling())
         try:
-            await work(progress)
-        except StreamQError as failure:
-            error = str(failure)
-        except Exception as failure:  # noqa: BLE001 - the outermost frame of the task; a page function is the user's
-            error = f"{type(failure).__name__}: {failure}"
-            event(_log, logging.ERROR, "api.order_failed", f"{stored['action']} {stored['_id']}: {error}")
+            error = await _error_of(work(progress), f"{stored['action']} {stored['_id']}")
+            state = "failed" if error else "stopped" if progress.is_stopped else "done"
+            await progress.end({"state": state, "error": error, "finished_at": utc_now()})
+            after = {"state": state, "refused": progress.refused, "operation": stored["_id"]}
+            told = {"count": progress.done, "filter": stored["filter"], "after": after}
+            await auditor_of(request).note(request, f"bulk.{stored['action']}", stored["_id"], **told)
         finally:
+            telling.cancel()
             self._tasks.pop(stored["_id"], None)
             self._progress.pop(stored["_id"], None)
-        state = "failed" if error else "stopped" if progress.is_stopped else "done"
-        after = {"state": state, "refused": progress.refused, "operation": stored["_id"]}
-        await auditor_of(request).note(
-            request,
-            f"bulk.{stored['action']}",
-            stored["_id"],
-            count=progress.done,
-            filter=stored["filter"],
-            after=after,
-        )
-        ended = {"state": state, "error": error, "finished_at": utc_now()}
-        await _until_stored(progress, ended)
 
 
-async def _until_stored(progress: Progress, ended: Mapping[str, Any]) -> None:
-    """Store how it ended; after a minute without MongoDB it will look lost."""
-    for _ in range(30):
-        try:
-            await progress.tell(ended)
-        except StreamQError:
-            await asyncio.sleep(2)
-        else:
-            return
+async def _error_of(work: Awaitable[None], what: str) -> str | None:
+    """Run it to its end, and return what went wrong."""
+    try:
+        await work
+    except StreamQError as failure:
+        return str(failure)
+    except Exception as failure:  # noqa: BLE001 - the outermost frame of the task; a page function is the user's
+        event(_log, logging.ERROR, "api.order_failed", f"{what}: {failure!r}")
+        return f"{type(failure).__name__}: {failure}"
+    return None
 
 
 def operation_json(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from streamq.api import shapes
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from streamq.api.running import Progress, Runner
     from streamq.app import CronEntry
+    from streamq.broker.fanout import FanOutState
 
 __all__ = ["OPERATIONS"]
 
@@ -41,15 +41,10 @@ async def run_schedule(request: Request) -> Response:
         raise Problem(404, f"no schedule {name!r:.80} is known here", kind="schedule-unknown")
 
     async def work(progress: Progress) -> None:
-        stop = asyncio.Event()
-
-        def count(_: object, state: Any) -> None:
+        def count(_: object, state: FanOutState) -> None:
             progress.done, progress.refused = state.users - state.refused, state.refused
-            if progress.is_stopped:
-                stop.set()
 
-        (fired,) = await fire_now(app.settings, app, schedule=name, stop=stop, on_progress=count) or (None,)
-        if fired is not None:
+        for fired in await fire_now(app.settings, app, schedule=name, stop=progress.stopping, on_progress=count):
             count(None, fired.state)
             progress.total = fired.state.users
 

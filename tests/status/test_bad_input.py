@@ -139,7 +139,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     away = msgspec.structs.replace(settings, **AWAY[who])
     app.settings = away
     bodies = {"enqueue": {"handler": "refresh", "args": ["u"]}, "begin_bulk": {"action": "retry", "filter": {}}}
-    bodies |= {name: {"key": "u"} for name in ("block_jobs", "unblock_jobs")}
+    bodies |= {name: {"kind": "key", "name": "u"} for name in ("block_jobs", "unblock_jobs")}
     async with serving(away, app) as client:
         unavailable = set()
         for operation in CALLS:

@@ -96,7 +96,7 @@ def test_the_api_is_as_the_document_says_whatever_it_is_asked(
     code = f"""
 import sys
 from streamq import StreamQ, logs
-from streamq.api import main
+from streamq.api import events, main
 from streamq.settings import Settings
 settings = Settings(
     redis_url={redis_url!r}, mongodb_url={mongodb_url!r}, mongodb_database={mongo_database!r}, queues=({queue_name!r},),
@@ -108,6 +108,7 @@ async def refresh(user_id: str) -> None: ...
 @app.cron("0 * * * *", handler=refresh)
 async def everybody(page): return ["ada"], None
 logs.configure("error")
+events.LONGEST_S = 0.05  # else each stream of events would be waited for
 sys.exit(main(settings, app))
 """
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
@@ -118,12 +119,16 @@ sys.exit(main(settings, app))
         "--header", "Authorization: Bearer t",
     ]  # fmt: skip
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code]) as server:
-        eventually_sync(lambda: _answers(port), "the API listens")
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"}
-        )
-        server.terminate()
-        assert server.wait(15) == 0
+        try:
+            eventually_sync(lambda: _answers(port), "the API listens")
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"},
+                timeout=120,
+            )  # fmt: skip
+            server.terminate()
+            assert server.wait(15) == 0
+        finally:
+            server.kill()
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     assert "Server error" not in done.stdout
     tested = re.search(r"Selected: (\d+)/(\d+)", done.stdout)

@@ -534,7 +534,9 @@ async def test_an_order_that_cannot_be_read_is_not_begun(api, hand, body):
 async def test_jobs_of_a_handler_or_a_user_are_blocked_and_let_go(client, hand):
     """The rest of the queue goes on."""
     path = f"/v1/queues/{hand.keys.queue}"
-    blocked = await client.post(f"{path}:block", json={"handler": "refresh", "reason": "bad SKU", "for_s": 60})
+    blocked = await client.post(
+        f"{path}:block", json={"kind": "handler", "name": "refresh", "reason": "bad SKU", "for_s": 60}
+    )
     assert blocked.status_code == 200, blocked.text
     (block,) = blocked.json()["blocks"]
     assert (block["kind"], block["name"], block["reason"], block["by"]) == (
@@ -544,13 +546,13 @@ async def test_jobs_of_a_handler_or_a_user_are_blocked_and_let_go(client, hand):
         "bootstrap",
     )
     assert block["until_ms"] > 10**12
-    both = (await client.post(f"{path}:block", json={"key": "u1"})).json()["blocks"]
+    both = (await client.post(f"{path}:block", json={"kind": "key", "name": "u1"})).json()["blocks"]
     assert {(each["kind"], each["name"]) for each in both} == {("handler", "refresh"), ("key", "u1")}
-    await client.post(f"{path}:unblock", json={"handler": "refresh"})
-    assert (await client.post(f"{path}:unblock", json={"key": "u1"})).json()["blocks"] == []
+    await client.post(f"{path}:unblock", json={"kind": "handler", "name": "refresh"})
+    assert (await client.post(f"{path}:unblock", json={"kind": "key", "name": "u1"})).json()["blocks"] == []
     actions = [each["action"] for each in (await client.get("/v1/audit")).json()["items"]]
     assert actions == ["queue.unblock"] * 2 + ["queue.block"] * 2
-    for body in ({}, {"handler": "a", "key": "b"}, {"handler": ""}):
+    for body in ({}, {"kind": "job", "name": "b"}, {"kind": "handler", "name": ""}, {"kind": "key"}):
         assert (await client.post(f"{path}:block", json=body)).status_code == 422
 
 
@@ -596,3 +598,23 @@ async def test_a_schedule_whose_page_function_fails_says_so(settings, serving, s
         told = await ended(client, await client.post("/v1/schedules/everybody:run"), eventually)
     assert told["state"] == "failed"
     assert "no database" in told["error"]
+
+
+async def test_an_order_that_hangs_does_not_keep_the_process(settings, serving, statuses, hand, monkeypatch):
+    """It is stopped, and what is left can be ordered again."""
+    monkeypatch.setattr("streamq.api.running.CLOSE_WITHIN_S", 0.1)
+    app, begun = StreamQ(settings), asyncio.Event()
+
+    @app.handler(queue=settings.queues[0])
+    async def refresh(user_id): ...
+
+    @app.cron("0 * * * *", handler=refresh)
+    async def everybody(page):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with serving(settings, app) as client:
+        assert (await client.post("/v1/schedules/everybody:run")).status_code == 202
+        await begun.wait()
+        ends_at = asyncio.get_running_loop().time() + 5
+    assert asyncio.get_running_loop().time() < ends_at
