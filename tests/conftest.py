@@ -122,9 +122,9 @@ def redis_url(session_redis_url: str) -> Iterator[str]:
     """An empty Redis database. Fails the test if it leaves a key without a TTL that is not a structural one."""
     yield session_redis_url
     with _redis_client(session_redis_url) as client:
-        leaked = [name for name in _lasting_keys(client) if not STRUCTURAL_KEY.fullmatch(name)]
+        leaked = _leaked_keys(client)
         client.flushdb()
-    assert not leaked, f"keys without a TTL were left behind: {sorted(leaked)}"
+    assert not leaked, f"keys without a TTL were left behind: {leaked}"
 
 
 @pytest.fixture
@@ -135,7 +135,11 @@ def redis_server(tmp_path: Path) -> Iterator[embedded.RedisServer]:
     )
     server.start()
     yield server
+    leaked: list[str] = []
+    with _redis_client(server.url) as client, contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+        leaked = _leaked_keys(client)
     server.stop()
+    assert not leaked, f"keys without a TTL were left behind: {leaked}"
 
 
 @pytest.fixture
@@ -146,6 +150,19 @@ def queue_name() -> str:
 
 def _redis_client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0))
+
+
+def _leaked_keys(client: redis.Redis) -> list[str]:
+    """Return the keys that would lie there for ever, though they are no structure and no living job's dedup key."""
+    return sorted(
+        name for name in _lasting_keys(client) if not STRUCTURAL_KEY.fullmatch(name) and not _is_held(client, name)
+    )
+
+
+def _is_held(client: redis.Redis, name: str) -> bool:
+    """Whether a job that has not ended holds this dedup key: it has no TTL as long as that lives."""
+    tag, is_dedup, _ = name.partition(":dedup:")
+    return bool(is_dedup) and bool(client.hexists(f"{tag}:index", str(client.get(name))))
 
 
 def _lasting_keys(client: redis.Redis) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_crash_of_both_loses_neither_data_nor_address(folder: Path) -> None:
     """Clients that still hold the old addresses find the restarted servers there."""
     before = embedded.start(folder)
     with redis_at(before.redis_url) as client, mongo_at(before.mongodb_url) as mongo:
-        client.set("kept", "yes")
+        client.set("kept", "yes", ex=600)
         mongo.test.get_collection("kept", write_concern=pymongo.WriteConcern(j=True)).insert_one({"_id": 1})
         os.kill(before.redis_pid, 9)
         os.kill(before.mongodb_pid, 9)
@@ -100,7 +100,7 @@ def test_stop_ends_what_it_is_told_and_keeps_the_data(folder: Path) -> None:
     """`streamq dev` stops the servers that it started, not those that it found."""
     endpoints = embedded.start(folder)
     with redis_at(endpoints.redis_url) as client:
-        client.set("kept", "yes")
+        client.set("kept", "yes", ex=600)
     embedded.stop(folder, ["redis"])
     again = embedded.start(folder)
     assert again.started_here == {"redis"}
@@ -168,7 +168,7 @@ def test_redis_survives_kill_and_freeze_on_its_address(redis_server: embedded.Re
     """What the recovery tests build on."""
     url = redis_server.url
     with redis_at(url) as client:
-        client.set("kept", "yes")
+        client.set("kept", "yes", ex=600)
     redis_server.kill9()
     assert not redis_server.is_running()
     redis_server.start()

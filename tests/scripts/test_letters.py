@@ -159,7 +159,7 @@ async def test_letters_that_come_while_it_runs_are_left_alone(board, letters):
         return verdict
 
     letters._orders.replay = replay_and_die
-    progress = await letters.replay(on_each=note)
+    progress = await letters.replay(rate=1000, on_each=note)
     assert (progress.became["replayed"], len(for_later)) == (4, 4)
     assert len(await ids(letters)) == 4
 
