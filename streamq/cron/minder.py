@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.clock import from_ms
 from streamq.cron.overlap import cancel_earlier, earlier_lives
-from streamq.errors import ConfigurationError
+from streamq.errors import ConfigurationError, HistoryUnavailable
 from streamq.logs import event
 from streamq.meters import fired_field, missed_field
 from streamq.schedules.fanout import Desk, FanOut
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from streamq.broker.fanout import FanOutRecord, FanOutState
+    from streamq.schedules.book import Pause
     from streamq.schedules.occurrence import Occurrence, Schedule
+    from streamq.schedules.shadow import Shadow
 
 __all__ = ["CHECK_PERIOD_S", "Minder"]
 
@@ -49,9 +51,16 @@ _CLOCK_SLACK_MS = 600_000
 class Minder:
     """Looks after one schedule."""
 
-    def __init__(self, schedule: Schedule, desk: Desk) -> None:
-        """Prepare; nothing is read or written yet."""
+    def __init__(self, schedule: Schedule, desk: Desk, *, shadow: Shadow | None = None) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            schedule: What to look after.
+            desk: The connection of its queue, and how to wait.
+            shadow: What runs occurrences dry, while that is asked for.
+        """
         self.schedule = schedule
+        self._shadow = shadow
         self.wake = asyncio.Event()
         """Set it to have the schedule looked at now."""
         self._desk = desk
@@ -62,6 +71,7 @@ class Minder:
         self._next_ms = 0
         self.is_paused = False
         """While it is, nothing is begun, and fire times that pass are not made up for."""
+        self.pause: Pause | None = None
 
     async def mind(self) -> None:
         """Look after the schedule until the process is told to stop."""
@@ -91,6 +101,9 @@ class Minder:
         if self.is_paused:
             await self._pass_over(occurrences, mark_ms)
             return
+        if self._desk.phase().is_shadow:
+            await self._shadow_check(occurrences, mark_ms)
+            return
         todo = plan(self.schedule, now_ms, mark_ms, states)
         for occurrence in todo.missed:
             self._tell("cron.missed", logging.WARNING, occurrence, policy=self.schedule.entry.misfire)
@@ -104,6 +117,32 @@ class Minder:
     async def _pass_over(self, occurrences: Sequence[Occurrence], mark_ms: int) -> None:
         if occurrences and occurrences[-1].fire_ms > mark_ms:
             await self._set_mark(occurrences[-1].fire_ms)
+
+    async def _shadow_check(self, occurrences: Sequence[Occurrence], mark_ms: int) -> None:
+        """Run the newest occurrence dry, and compare the one before, which is over."""
+        if self._shadow is None:
+            raise ConfigurationError("a shadow needs MongoDB, and history is off", hint="set STREAMQ_HISTORY=true")
+        if not occurrences or self._failures.get(occurrences[-1], (0, 0.0))[1] > time.monotonic():
+            return
+        newest = occurrences[-1]
+        try:
+            if newest.fire_ms > mark_ms:
+                await self._run_dry(self._shadow, newest)
+            for earlier in occurrences[-2:-1]:
+                if await self._shadow.waiting(self.schedule, earlier):
+                    await self._shadow.compare(self.schedule, earlier)
+        except (PageFailed, HistoryUnavailable) as error:
+            self._failed(newest, error)
+        else:
+            self._failures.pop(newest, None)
+
+    async def _run_dry(self, shadow: Shadow, occurrence: Occurrence) -> None:
+        async with self._leading(occurrence):
+            mark = await self._desk.patience.call(lambda: self._desk.fanouts.record(self.schedule.mark))
+            if mark is not None and mark.number * 1000 >= occurrence.fire_ms:
+                return  # another process was faster
+            await shadow.run(self.schedule, occurrence, self._desk)
+            await self._set_mark(occurrence.fire_ms)
 
     def _looked_at(self, now_ms: int) -> list[Occurrence]:
         """Return the last occurrences; they change with each fire time, and are looked at far more often."""

@@ -15,17 +15,19 @@ from rich.console import Console
 from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from streamq.app import StreamQ
-from streamq.broker.fanout import FanOutState
 from streamq.cron.minder import Minder
 from streamq.cron.service import run
+from streamq.schedules.book import resolve
 from streamq.schedules.desks import desks, wanted_schedules
 from streamq.schedules.firing import current, fire_now
-from streamq.schedules.pages import MOST_USERS, PageFailed, Pages
+from streamq.schedules.pages import PageFailed
 from streamq.schedules.patience import Stopped
+from streamq.schedules.shadow import dry_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from streamq.broker.fanout import FanOutState
     from streamq.schedules.fanout import Desk
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.settings import Settings
@@ -106,10 +108,11 @@ async def _serve(settings: Settings, app: StreamQ, stop: asyncio.Event) -> int:
 
 
 async def _once(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
-    schedules = wanted_schedules(app, name)
+    schedules, phase = await resolve(app, settings, name)
     with contextlib.suppress(Stopped):
         async with desks(settings, stop) as bureau:
-            for schedule in schedules:
+            bureau.phase = phase
+            for schedule in schedules if phase.is_enabled else ():
                 await Minder(schedule, bureau.desk(schedule.entry.handler.queue)).check()
     return 0
 
@@ -144,9 +147,10 @@ def _bar() -> Any:
 
 async def _count(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
     """Read every page of the current occurrence of each schedule, and write nothing."""
-    schedules = wanted_schedules(app, name)
+    schedules, phase = await resolve(app, settings, name)
     try:
         async with desks(settings, stop) as bureau:
+            bureau.phase = phase
             for schedule in schedules:
                 desk = bureau.desk(schedule.entry.handler.queue)
                 await desk.patience.call(desk.observe)
@@ -159,18 +163,10 @@ async def _count(settings: Settings, app: StreamQ, stop: asyncio.Event, name: st
 
 
 async def _counted(schedule: Schedule, occurrence: Occurrence, desk: Desk) -> tuple[int, int]:
-    # With pages that are never too large for a call, none is stored.
-    pages = Pages(schedule, occurrence, desk.fanouts, desk.patience, largest=MOST_USERS)
-    state, users = FanOutState(), 0
-    try:
-        while not state.is_at_end:
-            page, _ = await pages.at(state)
-            users += len(page.users)
-            anchor = pages.check_following(state, page)
-            state = FanOutState(cursor=page.following, pages=state.pages + 1, anchor=anchor)
-    finally:
-        await pages.close()
-    return users, state.pages
+    users, pages = 0, 0
+    async for page in dry_pages(schedule, occurrence, desk):
+        users, pages = users + len(page.users), pages + 1
+    return users, pages
 
 
 def _list(app: StreamQ, name: str | None, count: int, out: TextIO | None = None) -> int:

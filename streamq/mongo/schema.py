@@ -49,6 +49,14 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
     "ledger": (IndexModel([("queue", 1), ("_id", 1)], name="by_queue"),),
     "audit": (IndexModel([("at", 1)], name="expiry", expireAfterSeconds=365 * 86_400),),
     "operations": (IndexModel([("started_at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),),
+    "shadow": (
+        IndexModel([("schedule", 1), ("fire_at", -1)], name="by_schedule"),
+        IndexModel([("fire_at", 1)], name="expiry", expireAfterSeconds=30 * 86_400),
+    ),
+    "shadow_pages": (
+        IndexModel([("occurrence", 1), ("number", 1)], name="in_order"),
+        IndexModel([("at", 1)], name="expiry", expireAfterSeconds=2 * 86_400),
+    ),
 }
 """Each serves a query of `history` or of the reconciler; writing a status costs an entry in every one of them."""
 

@@ -15,6 +15,7 @@ from streamq.logs import event
 from streamq.schedules.fanout import Desk
 from streamq.schedules.occurrence import Schedule, schedules_of
 from streamq.schedules.patience import Patience
+from streamq.schedules.phase import Phase
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,6 +41,8 @@ class Bureau:
             now_ms: The time, for those who bring their own; None: the Redis server's.
         """
         self.patience = Patience(stop)
+        self.phase = Phase.of(settings)
+        """Which users are streamq's. Whoever has looked what is stored sets it."""
         self._settings = settings
         self._stop = stop
         self._own_clock = now_ms
@@ -74,7 +77,7 @@ class Bureau:
 
         return Desk(
             partition, fanouts, self._settings, self.patience, self._stop,
-            now_ms=self._own_clock or (lambda: clock.at(time.monotonic())), observe=observe,
+            now_ms=self._own_clock or (lambda: clock.at(time.monotonic())), observe=observe, phase=lambda: self.phase,
         )  # fmt: skip
 
     async def close(self) -> None:

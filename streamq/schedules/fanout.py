@@ -23,6 +23,7 @@ from streamq.logs import event
 from streamq.schedules.jobs import JobMaker
 from streamq.schedules.pages import Pages
 from streamq.schedules.patience import Patience, Stopped
+from streamq.schedules.phase import ALL, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,6 +49,8 @@ class Desk:
     """The server's time, as last observed."""
     observe: Callable[[], Awaitable[None]]
     """Asks the server for its time."""
+    phase: Callable[[], Phase] = lambda: ALL
+    """Which users are streamq's, now."""
 
     @property
     def call_size(self) -> int:
@@ -111,8 +114,9 @@ class FanOut:
             PageFailed: The page function did not give a page. What was enqueued before stays.
         """
         pages = Pages(
-            self._schedule, self._occurrence, self._desk.fanouts, self._desk.patience, largest=self._desk.call_size
-        )
+            self._schedule, self._occurrence, self._desk.fanouts, self._desk.patience,
+            largest=self._desk.call_size, admits=self._desk.phase().filter,
+        )  # fmt: skip
         try:
             await self._begin()
             while not self.state.end:

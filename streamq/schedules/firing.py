@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from streamq.clock import from_ms
 from streamq.errors import ConfigurationError
 from streamq.logs import event
-from streamq.schedules.desks import desks, wanted_schedules
+from streamq.schedules.book import resolve
+from streamq.schedules.desks import desks
 from streamq.schedules.fanout import Desk, FanOut
 from streamq.schedules.patience import Stopped
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from streamq.app import StreamQ
     from streamq.broker.fanout import FanOutState
     from streamq.schedules.occurrence import Occurrence, Schedule
+    from streamq.schedules.phase import Phase
     from streamq.settings import Settings
 
 __all__ = ["Fired", "current", "fire_now", "tell_finished"]
@@ -74,14 +76,27 @@ async def fire_now(
     """
     stopping = stop or asyncio.Event()
     fired: list[Fired] = []
-    schedules = wanted_schedules(app, schedule)
+    schedules, phase = await resolve(app, settings, schedule)
+    _check_phase(phase)
     with contextlib.suppress(Stopped):
         async with desks(settings, stopping) as bureau:
+            bureau.phase = phase
             for wanted in schedules:
                 desk = bureau.desk(wanted.entry.handler.queue)
                 await desk.patience.call(desk.observe)
                 fired.append(await _fire_one(wanted, desk, on_progress))
     return fired
+
+
+def _check_phase(phase: Phase) -> None:
+    if not phase.is_enabled:
+        raise ConfigurationError(
+            "nothing fires while background_jobs.enabled is false", hint="streamq rollout status shows what says so"
+        )
+    if phase.is_shadow:
+        raise ConfigurationError(
+            "streamq is a shadow of the old system: it makes no jobs", hint="streamq cron --dry-run counts the users"
+        )
 
 
 async def _fire_one(

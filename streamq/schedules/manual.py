@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.broker.partition import CallRepeated
 from streamq.errors import BadInput
-from streamq.schedules.desks import desks, wanted_schedules
+from streamq.schedules.book import resolve
+from streamq.schedules.desks import desks
 from streamq.schedules.firing import current, fire_now
 from streamq.schedules.jobs import JobMaker
 from streamq.schedules.pages import plain_user
@@ -72,12 +73,12 @@ async def manual_enqueue(
         ConfigurationError: There is no such schedule, or it or Redis cannot be used.
         PageFailed: With all users: the page function failed.
     """
-    (wanted,) = wanted_schedules(app, schedule)
     if users is None and file is None:
         (fired,) = await fire_now(settings, app, schedule=schedule)
         state = fired.state
         before = state.users - state.refused - state.duplicates - fired.added_here
         return Enqueued(fired.occurrence, fired.added_here, state.duplicates, before)
+    (wanted,), _ = await resolve(app, settings, schedule)
     named = read_users(file) if file is not None else [(0, user) for user in users or ()]
     async with desks(settings, asyncio.Event()) as bureau:
         desk = bureau.desk(wanted.entry.handler.queue)

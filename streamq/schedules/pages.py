@@ -52,7 +52,14 @@ class Pages:
     """Reads the pages of one occurrence, one ahead."""
 
     def __init__(
-        self, schedule: Schedule, occurrence: Occurrence, fanouts: FanOuts, patience: Patience, *, largest: int
+        self,
+        schedule: Schedule,
+        occurrence: Occurrence,
+        fanouts: FanOuts,
+        patience: Patience,
+        *,
+        largest: int,
+        admits: Callable[[object], bool] | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -62,12 +69,14 @@ class Pages:
             fanouts: Where a page is stored that has more than `largest` users.
             patience: What waits for Redis.
             largest: The most users that one call takes.
+            admits: Which users count; None: all. The others are left out of their pages.
         """
         self._schedule = schedule
         self._occurrence = occurrence
         self._fanouts = fanouts
         self._patience = patience
         self._largest = largest
+        self._admits = admits
         self._keep_ms = schedule.keep_ms(occurrence)
         self._reading: dict[str | None, asyncio.Task[Page]] = {}
 
@@ -114,6 +123,8 @@ class Pages:
 
     async def _fetch(self, cursor: str | None) -> Page:
         page = self._checked(await self._called(cursor), cursor)
+        if self._admits is not None:
+            page = Page([user for user in page.users if isinstance(user, dict) or self._admits(user)], page.following)
         if len(page.users) <= self._largest:
             return page
         raw = orjson.dumps([page.users, page.following])

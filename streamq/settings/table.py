@@ -130,6 +130,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     api_tls_certificate: Annotated[str, _about("file of the certificate that the API shows")] = ""
     api_tls_key: Annotated[str, _about("file of the key of that certificate")] = ""
+    cron_host: Annotated[str, _about("address of cron's probes and metrics", min_length=1)] = "127.0.0.1"
+    cron_port: Annotated[int, _about("port of cron's probes and metrics; 0 is none", ge=0, le=65_535)] = 0
+    alarm_webhook: Annotated[
+        str,
+        _about(
+            "URL that alarms of schedules are posted to",
+            secret=True,
+            pattern=r"^(https?://.*)?$",
+            expected="an address that begins with http:// or https://",
+        ),
+    ] = ""
+    background_jobs_enabled: Annotated[
+        bool, _about("run jobs and fire schedules at all", "BACKGROUND_JOBS_ENABLED")
+    ] = True
+    jobs_daily_updates: Annotated[
+        bool, _about("whether the old system's daily batch is still on", "JOBS_DAILY_UPDATES")
+    ] = True
+    rollout: Annotated[
+        str,
+        _about(
+            "share of the users whose jobs schedules make",
+            pattern=r"^(all|(100|\d{1,2}(\.\d{1,4})?)%)$",
+            expected="0% to 100%, or all",
+        ),
+    ] = "all"
+    shadow: Annotated[bool, _about("fire schedules as dry runs, to compare with the old system")] = False
     log_level: Annotated[
         LogLevel, _about("least level of the log lines that are printed", expected=_one_of(LogLevel))
     ] = "info"

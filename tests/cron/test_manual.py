@@ -21,7 +21,7 @@ USERS = [f"u{number}" for number in range(300)]
 @pytest.fixture
 def app(redis_url, queue_name) -> StreamQ:
     """An application whose schedule spreads its users."""
-    app = StreamQ(Settings(redis_url=redis_url))
+    app = StreamQ(Settings(redis_url=redis_url, history=False))
 
     @app.handler(queue=queue_name, key="user_id")
     async def refresh(user_id: str) -> None: ...

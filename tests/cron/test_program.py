@@ -49,7 +49,7 @@ async def hourly(page):
 
 def app_of(url: str, queue: str, *listings: Listing, **options) -> StreamQ:
     """Return an application with a schedule for each listing."""
-    app = StreamQ(Settings(redis_url=url))
+    app = StreamQ(Settings(redis_url=url, history=False))
 
     @app.handler(queue=queue, key="user_id")
     async def refresh(user_id: str) -> None: ...
@@ -129,7 +129,7 @@ class TestByHand:
 
     def test_an_application_without_schedules_is_refused(self):
         """A cron process that has nothing to do would hide a mistake."""
-        app = StreamQ(Settings())
+        app = StreamQ(Settings(history=False))
         with pytest.raises(ConfigurationError, match="the application has no schedule"):
             cron.main(app.settings, app)
 
@@ -222,7 +222,7 @@ def start(tmp_path, redis_url, queue_name):
         process = subprocess.Popen(
             [sys.executable, "-m", "streamq", "cron", "tasks:app", *arguments],
             cwd=tmp_path,
-            env=environ | {"PYTHONPATH": home, "REDIS_URL": redis_url},
+            env=environ | {"PYTHONPATH": home, "REDIS_URL": redis_url, "STREAMQ_HISTORY": "false"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

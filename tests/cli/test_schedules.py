@@ -1,0 +1,80 @@
+"""`streamq schedule`: stored schedules and enqueueing by hand, on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+NIGHTLY = ("schedule", "set", "nightly", "--cron", "30 2 * * *", "--handler", "refresh")
+
+
+def test_a_schedule_is_stored_shown_paused_resumed_and_removed(command):
+    assert (
+        command(*NIGHTLY, "--pages", "everybody", "--timezone", "Europe/Berlin", "--option", "overlap=skip").code == 0
+    )
+    rows = {row[0]: row for row in command("schedule", "ls").rows}
+    assert set(rows) == {"everybody", "nightly"}
+    assert rows["nightly"][1:4] == ["30 2 * * *", "Europe/Berlin", "refresh"]
+    shown = command("schedule", "show", "nightly", "--next", "3")
+    assert "words\tAt 02:30" in shown.out
+    times = [row for row in shown.rows if len(row) == 2 and row[0].endswith(":00")]
+    assert len(times) == 3
+    assert all(" 02:30:00 CE" in local for _, local in times)
+    assert len(json.loads(command("schedule", "show", "nightly", "--json").out)["next"]) == 5
+    assert command("schedule", "pause", "nightly", "--reason", "the provider is down").code == 0
+    assert rows != (paused := {row[0]: row for row in command("schedule", "ls").rows})
+    assert paused["nightly"][5].endswith("the provider is down")
+    assert "resumed" in command("schedule", "resume", "nightly").err
+    assert "was not paused" in command("schedule", "resume", "nightly").err
+    assert "changed" in command(*NIGHTLY, "--user", "u7").err
+    assert json.loads(command("schedule", "run", "nightly", "--json").out)["added"] == 1
+    assert "removed" in command("schedule", "rm", "nightly").err
+    assert command("schedule", "show", "nightly").code == 78
+
+
+def test_a_schedule_is_read_from_json(command, folder):
+    document = {"expression": "every 15m", "handler": "refresh", "users": {"collection": "users"}}
+    (folder / "s.json").write_text(json.dumps(document))
+    assert command("schedule", "set", "quarter", "--from", "s.json").code == 0
+    assert "words\tEvery 15 minutes" in command("schedule", "show", "quarter").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((*NIGHTLY, "--every", "5m"), 2, "say when, with --cron or with --every"),
+        (("schedule", "set", "x", "--every", "5m"), 2, "say what runs, with --handler"),
+        (NIGHTLY, 78, "its users are one of pages, collection and ids"),
+        ((*NIGHTLY, "--collection", "users", "--query", "{"), 65, "--query is not JSON"),
+        ((*NIGHTLY, "--user", "a", "--option", "misfire"), 65, "'misfire' is not an option"),
+        ((*NIGHTLY, "--user", "a", "--option", "misfire=twice"), 78, "misfire is skip, once or all, not 'twice'"),
+        (("schedule", "set", "x", "--from", "bad.json"), 65, "bad.json: not JSON"),
+        (("schedule", "set", "x", "--from", "list.json"), 65, "list.json: not a JSON object"),
+        (("schedule", "enqueue", "everybody"), 2, "say whom, with one of --user, --users-from and --all"),
+        (("schedule", "enqueue", "everybody", "--user", ""), 65, "a user id has 1 to 512 characters"),
+    ],
+)
+def test_what_is_wrong_is_said(command, folder, arguments, code, message):
+    (folder / "bad.json").write_text("{")
+    (folder / "list.json").write_text("[]")
+    told = command(*arguments)
+    assert told.code == code
+    assert message in told.err
+
+
+def test_users_are_enqueued_by_hand_beside_the_hour(command, folder):
+    """One, those of a file, all; who has a job of this hour gets none."""
+    first = json.loads(command("schedule", "enqueue", "everybody", "--user", "u1", "--user", "z", "--json").out)
+    assert (first["added"], first["present"]) == (2, 0)
+    (folder / "users.csv").write_text("user_id\nu1\ny\n")
+    assert (
+        "1 added, 0 duplicates, 1 already present"
+        in command("schedule", "enqueue", "everybody", "--users-from", "users.csv").err
+    )
+    everyone = json.loads(command("schedule", "enqueue", "everybody", "--all", "--json").out)
+    assert (everyone["added"], everyone["present"]) == (1, 1)
+    (folder / "bad.csv").write_text('user_id\nq\n""\n')
+    told = command("schedule", "enqueue", "everybody", "--users-from", "bad.csv")
+    assert told.code == 65
+    assert "line 3" in told.err
