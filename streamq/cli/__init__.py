@@ -32,7 +32,19 @@ COMMANDS = {
     },
     "Work": {
         "enqueue": Lazy("streamq.cli.enqueue:enqueue", "Enqueue a job of HANDLER."),
-        "schedule": Lazy("streamq.cli.schedules:schedule", "See the schedules of an application, and fire one now."),
+        "schedule": Lazy(
+            "streamq.cli.schedules:schedule", "See and change the schedules of an application, and fire one now."
+        ),
+    },
+    "Move from another system": {
+        "import": Lazy("streamq.cli.importing:import_", "Take over the jobs of another system."),
+        "rollout": Lazy(
+            "streamq.cli.rollout:rollout", "Say how far the move is: off, shadow, a share of the users, all."
+        ),
+        "rollback": Lazy(
+            "streamq.cli.rollout:rollback",
+            "Give back to the old system: stop, drain, and export what is left as NDJSON.",
+        ),
     },
     "Look and tell": {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),

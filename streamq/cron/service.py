@@ -6,9 +6,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from streamq.cron.health import serving
 from streamq.cron.roster import Roster, check_app
+from streamq.cron.watch import Watch
 from streamq.logs import event
-from streamq.mongo import Mongo
+from streamq.mongo import Mongo, Statuses
 from streamq.parentlink import ParentLink
 from streamq.process import notify, watchdog_period_s
 from streamq.schedules.desks import desks
@@ -40,8 +42,10 @@ async def run(settings: Settings, app: StreamQ, stop: asyncio.Event) -> None:
     try:
         async with desks(settings, stop) as bureau:
             roster = Roster(settings, app, bureau, mongo)
-            await roster.begin()
-            await _keep(roster, stop, link)
+            watch = Watch(settings, roster, bureau, Statuses(mongo) if mongo is not None else None)
+            async with serving(settings, watch):
+                await roster.begin()
+                await _keep(roster, watch, stop, link)
     except Stopped:
         pass
     finally:
@@ -53,8 +57,12 @@ async def run(settings: Settings, app: StreamQ, stop: asyncio.Event) -> None:
             await mongo.close()
 
 
-async def _keep(roster: Roster, stop: asyncio.Event, link: ParentLink) -> None:
-    helpers = [asyncio.create_task(link.keep_ticking(lambda: (0, 1))), asyncio.create_task(_feed_watchdog())]
+async def _keep(roster: Roster, watch: Watch, stop: asyncio.Event, link: ParentLink) -> None:
+    helpers = [
+        asyncio.create_task(link.keep_ticking(lambda: (0, 1))),
+        asyncio.create_task(_feed_watchdog()),
+        asyncio.create_task(watch.keep()),
+    ]
     names = ", ".join(each.name for each in roster.listed)
     event(_log, logging.INFO, "cron.started", schedules=names)
     link.ready()
@@ -64,7 +72,7 @@ async def _keep(roster: Roster, stop: asyncio.Event, link: ParentLink) -> None:
     finally:
         for helper in helpers:
             helper.cancel()
-        await asyncio.sleep(0)  # the scheduler shuts down in the next turn of the loop
+        await asyncio.gather(*helpers, return_exceptions=True)
         event(_log, logging.INFO, "cron.stopped")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson.binary import Binary
@@ -192,6 +193,30 @@ class Statuses:
         """List the queues that there are statuses of."""
         with self._mongo.translated(), self._mongo.patience(limit_s):
             return [str(queue) for queue in await self._jobs.distinct("queue")]
+
+    async def stale_users(self, schedule: str, since: datetime, period_s: float, *, limit_s: float) -> int:
+        """Count the users of a schedule who had a job in the period before a moment or later, and none completed after it."""
+        pipeline: list[Document] = [
+            {"$match": {"enqueued_at": {"$gte": since - timedelta(seconds=period_s)}, "schedule": schedule}},
+            {
+                "$group": {
+                    "_id": "$user",
+                    "first": {"$min": "$enqueued_at"},
+                    "completed": {"$max": {"$cond": [{"$eq": ["$state", "completed"]}, "$finished_at", None]}},
+                }
+            },
+            {"$match": {"first": {"$lt": since}, "$or": [{"completed": None}, {"completed": {"$lt": since}}]}},
+            {"$count": "users"},
+        ]
+        with self._mongo.translated(), self._mongo.patience(limit_s):
+            found = await (await self._jobs.aggregate(pipeline, allowDiskUse=True, hint="recent")).to_list()
+        return int(found[0]["users"]) if found else 0
+
+    async def known(self, job_ids: Sequence[str]) -> set[str]:
+        """Return which of these jobs there is a status of."""
+        with self._mongo.translated():
+            found = await self._jobs.find({"_id": {"$in": list(job_ids)}}, {"_id": 1}).to_list()
+        return {str(each["_id"]) for each in found}
 
     async def _divide(self, writes: Sequence[StatusWrite], done: Written) -> None:
         """Write a batch; if it is refused as a whole, find what is to blame by halves."""

@@ -133,6 +133,8 @@ class Worker:
         slots.on_control = self._control
         slots.on_rename = self._renamed
         slots.on_stuck = self._recycle
+        if not self.settings.background_jobs_enabled:
+            self.quiet()
         slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
         self._check_memory()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 
 import pymongo
 import pytest
@@ -49,6 +51,15 @@ async def mongo(mongodb_url, mongo_database):
     mongo = Mongo(mongodb_url, mongo_database)
     yield mongo
     await mongo.close()
+
+
+@pytest.fixture
+def away():
+    """Where no MongoDB is. pymongo leaves the socket of a refused connection to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield "mongodb://127.0.0.1:9"
+        gc.collect()
 
 
 class TestBook:
@@ -131,10 +142,10 @@ class TestBook:
             async with book(app, Settings(redis_url=redis_url, history=False)):
                 pass
 
-    async def test_without_mongodb_the_schedules_in_code_are_known(self, app, redis_url, said):
-        away = Settings(redis_url=redis_url, mongodb_url="mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-        assert [each.name for each in await every_schedule(app, away)] == ["coded"]
-        schedules, phase = await resolve(app, away, None)
+    async def test_without_mongodb_the_schedules_in_code_are_known(self, app, redis_url, said, away):
+        settings = Settings(redis_url=redis_url, mongodb_url=away)
+        assert [each.name for each in await every_schedule(app, settings)] == ["coded"]
+        schedules, phase = await resolve(app, settings, None)
         assert (len(schedules), phase) == (1, Phase())
         assert "going by the schedules in code" in said("mongodb.lost")[0]["text"]
 
@@ -223,20 +234,22 @@ class TestRoster:
         await minder.check()
         assert await self.jobs(roster, queue_name) == []
 
-    async def test_mongodb_that_goes_away_changes_nothing(self, app, redis_url, mongo_server, clock, said):
-        settings = Settings(redis_url=redis_url, mongodb_url=mongo_server.url)
-        mongo = Mongo(mongo_server.url, "streamq")
+    async def test_mongodb_that_goes_away_changes_nothing(self, app, settings, mongo, clock, said, away):
+        gone = Mongo(away, "streamq")
         await ScheduleStore(mongo).put("extra", HOURLY)
         async with desks(settings, asyncio.Event(), now_ms=clock) as bureau:
             roster = Roster(settings, app, bureau, mongo)
             await roster.begin()
-            mongo_server.stop()
+            roster._schedules = ScheduleStore(gone)
             assert await roster._look() is None
             assert await roster._look() is None
             assert set(roster._kept) == {"coded", "extra"}
             assert len(said("mongodb.lost")) == 1
+            roster._schedules = ScheduleStore(mongo)
+            assert await roster._look() is not None
+            assert said("mongodb.back")
             await roster._close()
-        await mongo.close()
+        await gone.close()
 
     def test_a_schedule_in_code_that_cannot_be_used_ends_the_process(self, app, settings):
         handler = app.handler_named("refresh")
@@ -299,8 +312,8 @@ class TestUserPages:
             await pages("page 2")
         await pages.close()
 
-    async def test_mongodb_that_is_away_is_said_to_be(self):
-        pages = UserPages("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50", "shop", "users")
+    async def test_mongodb_that_is_away_is_said_to_be(self, away):
+        pages = UserPages(away, "shop", "users")
         with pytest.raises(HistoryUnavailable, match="cannot reach MongoDB at 127.0.0.1:9"):
             await pages(None)
         await pages.close()
