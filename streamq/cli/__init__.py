@@ -38,12 +38,9 @@ COMMANDS = {
     },
     "Move from another system": {
         "import": Lazy("streamq.cli.importing:import_", "Take over the jobs of another system."),
-        "rollout": Lazy(
-            "streamq.cli.rollout:rollout", "Say how far the move is: off, shadow, a share of the users, all."
-        ),
+        "rollout": Lazy("streamq.cli.rollout:rollout", "Say how far the move from the old system is."),
         "rollback": Lazy(
-            "streamq.cli.rollout:rollback",
-            "Give back to the old system: stop, drain, and export what is left as NDJSON.",
+            "streamq.cli.rollout:rollback", "Give back to the old system, and export what is left as NDJSON."
         ),
     },
     "Look and tell": {

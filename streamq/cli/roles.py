@@ -96,7 +96,7 @@ def _with_app(settings: Settings) -> Settings:
 
 
 @click.command()
-@setting_options("APP", *_LOGS)
+@setting_options("APP", "mongodb_database", "history", "cron_host", "cron_port", *_LOGS)
 @click.option(
     "--now", is_flag=True, help="Fire the current occurrence of each schedule, and end. A repeat adds nothing."
 )

@@ -32,6 +32,7 @@ OFF_REASON = "background_jobs.enabled is false"
 _PAGE = 500
 _LOOK_EVERY_S = 0.2
 _UNFINISHED = 75
+_LAST_MS = 253_402_300_800_000  # blocked jobs lie behind all dates
 
 
 @click.group()
@@ -183,8 +184,9 @@ def _reported(document: dict[str, Any]) -> dict[str, Any]:
 @setting_options("app", "queues", "mongodb_database", short=False)
 @output_options
 def rollback(settings: Settings, file: Path | None, drain_ms: int, out: Output, *, remove: bool) -> int:
-    """Give back to the old system: nothing fires or starts any more, what runs ends, what is left is written as NDJSON.
+    """Give back to the old system, and export what is left as NDJSON.
 
+    Nothing fires or starts any more, and what runs is waited for.
     jobs.daily_updates is true again, so the old batch resumes. streamq rollout users undoes all of it, but for --remove.
     Exit 75 if jobs still ran after the drain: they are written with the state running; run it again.
     """
@@ -243,7 +245,9 @@ async def _left(queue: str, view: Inspection) -> AsyncGenerator[dict[str, Any]]:
     offset = 0
     while rows := await view.delayed(limit=_PAGE, offset=offset):
         for row in rows:
-            yield _told(queue, row.job_id, "delayed", row.lane, row.envelope, row.enqueued_ms, due_ms=row.due_ms)
+            is_blocked = row.due_ms > _LAST_MS
+            due_ms, state = (None, "blocked") if is_blocked else (row.due_ms, "delayed")
+            yield _told(queue, row.job_id, state, row.lane, row.envelope, row.enqueued_ms, due_ms=due_ms)
         offset += len(rows)
 
 

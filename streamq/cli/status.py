@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from streamq.cli.output import Output
     from streamq.cli.servers import Redis
     from streamq.recorder import Finding
+    from streamq.schedules.condition import Condition
     from streamq.settings import Settings
 
 __all__ = ["doctor", "status"]
@@ -46,6 +47,8 @@ def status(settings: Settings, out: Output) -> int:
         if told["mongodb"]:
             out.note(f"mongodb  {told['mongodb']['where']}  {told['mongodb']['error'] or 'ok'}")
         out.rows(told["queues"], _COLUMNS, id_of="queue")
+        for schedule in told["schedules"]:
+            out.note(_in_a_line(schedule))
         out.note("healthy" if told["healthy"] else "degraded")
     return 0 if told["healthy"] else 1
 
@@ -60,9 +63,67 @@ async def _status(settings: Settings) -> dict[str, Any]:
     for queue in queues:
         queue["verdict"] = _verdict(queue)
     mongodb = await _mongodb(settings) if settings.history else None
-    is_healthy = all(queue["verdict"] == "ok" for queue in queues) and not (mongodb and mongodb["error"])
+    schedules = await _schedules(settings) if settings.app else []
+    is_healthy = (
+        all(queue["verdict"] == "ok" for queue in queues)
+        and not (mongodb and mongodb["error"])
+        and not any(schedule["alarms"] for schedule in schedules)
+    )
     address = {"where": masked(settings.redis_url), "version": version}
-    return {"healthy": is_healthy, "redis": address, "mongodb": mongodb, "queues": queues}
+    return {"healthy": is_healthy, "redis": address, "mongodb": mongodb, "queues": queues, "schedules": schedules}
+
+
+async def _schedules(settings: Settings) -> list[dict[str, Any]]:
+    """Say of each schedule of the application how far it is, also when no cron process is left to say so."""
+    from streamq.broker.fanout import FanOuts
+    from streamq.broker.server import Broker
+    from streamq.loading import load_with_settings
+    from streamq.schedules.book import every_schedule
+    from streamq.schedules.condition import look
+
+    try:
+        app, settings = load_with_settings(settings)
+    except StreamQError:
+        return []  # that its queues are not known was told
+    broker = Broker(settings.redis_url, allow_eviction=True)
+    told: list[dict[str, Any]] = []
+    for listed in await every_schedule(app, settings):
+        if listed.schedule is None:
+            told.append({"schedule": listed.name, "verdict": listed.error, "alarms": [listed.error]})
+            continue
+        partition = broker.partition(listed.schedule.entry.handler.queue)
+        try:
+            condition = await look(listed, FanOuts(partition))
+        finally:
+            await partition.wire.close()
+        if condition is not None:
+            told.append(_described_condition(condition))
+    await broker.close()
+    return told
+
+
+def _in_a_line(schedule: dict[str, Any]) -> str:
+    next_at, progress = schedule.get("next_at"), schedule.get("progress")
+    far = f"  {schedule['users']:,} users, {progress:.0%}" if progress is not None else ""
+    when = f"  next {next_at:%Y-%m-%d %H:%M} UTC" if next_at else ""
+    return f"schedule {schedule['schedule']}{when}{far}  {schedule['verdict']}"
+
+
+def _described_condition(condition: Condition) -> dict[str, Any]:
+    from streamq.clock import from_ms
+
+    verdict = "; ".join(alarm.text for alarm in condition.alarms) or condition.state
+    if not condition.is_watched and condition.state == "waiting":
+        verdict = "no cron process has looked after it yet"
+    return {
+        "schedule": condition.schedule,
+        "next_at": from_ms(condition.next_ms) if condition.next_ms is not None else None,
+        "fired_at": from_ms(condition.fired_ms) if condition.fired_ms is not None else None,
+        "users": condition.users,
+        "progress": condition.progress,
+        "verdict": verdict,
+        "alarms": [alarm.kind for alarm in condition.alarms],
+    }
 
 
 def _verdict(queue: dict[str, Any]) -> str:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import uvloop
 from rich.console import Console
-from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress as Bar,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from streamq.app import StreamQ
 from streamq.cron.minder import Minder
@@ -112,14 +119,14 @@ async def _once(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str
     with contextlib.suppress(Stopped):
         async with desks(settings, stop) as bureau:
             bureau.phase = phase
-            for schedule in schedules if phase.is_enabled else ():
+            for schedule in schedules if phase.is_enabled and not phase.is_shadow else ():
                 await Minder(schedule, bureau.desk(schedule.entry.handler.queue)).check()
     return 0
 
 
 async def _fire(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:
-    with _bar() as show:
-        fired = await fire_now(settings, app, schedule=name, stop=stop, on_progress=show)
+    with _bar() as (begin, show):
+        fired = await fire_now(settings, app, schedule=name, stop=stop, on_progress=show, on_begin=begin)
     for one in fired:
         _print(str(one))
     if stop.is_set() or not all(one.state.end for one in fired):
@@ -129,20 +136,26 @@ async def _fire(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str
 
 @contextlib.contextmanager
 def _bar() -> Any:
-    """Show on a terminal how many users are enqueued; elsewhere nothing."""
+    """Show on a terminal how many users are enqueued, of as many as the occurrence before had; elsewhere nothing."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield None, None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
     with Bar(*columns, console=console, transient=True) as bar:
         line = bar.add_task("waiting for Redis", total=None)
 
+        def begin(occurrence: Occurrence, expected: int) -> None:
+            bar.reset(line, total=expected or None, description=str(occurrence))
+
         def show(occurrence: Occurrence, state: FanOutState) -> None:
             spent_s = max((state.at_ms - state.begun_ms) / 1000, 0.001)
-            bar.update(line, description=f"{occurrence}: {state.users:,} users, {state.users / spent_s:,.0f} a second")
+            text = f"{occurrence}: {state.users:,} users, {state.users / spent_s:,.0f} a second"
+            bar.update(line, description=text, completed=state.users)
 
-        yield show
+        yield begin, show
 
 
 async def _count(settings: Settings, app: StreamQ, stop: asyncio.Event, name: str | None) -> int:

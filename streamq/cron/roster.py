@@ -80,6 +80,7 @@ class Roster:
         self._kept: dict[str, _Kept] = {}
         self._told: dict[str, str] = {}
         self._is_away = False
+        self._seen: object = None
         self._ending: set[asyncio.Future[None]] = set()
         logging.getLogger("apscheduler").setLevel(logging.WARNING)
         self._waker: Any = AsyncIOScheduler(timezone="UTC")
@@ -148,6 +149,9 @@ class Roster:
 
     def _apply(self, documents: Sequence[Mapping[str, Any]], flags: Mapping[str, Any]) -> None:
         """Make what is looked after what it should be."""
+        if (documents, flags) == self._seen:
+            return
+        self._seen = (documents, flags)
         self._bureau.phase = Phase.of(self._settings, flags)
         self.listed = listing(self._app, self._settings, documents)
         wanted = {each.name: each for each in self.listed if each.schedule is not None}

@@ -66,8 +66,12 @@ class Watch:
     async def keep(self) -> None:
         """Watch until cancelled."""
         while True:
-            with contextlib.suppress(StreamQError):  # Redis is away; the minders say so
+            try:
                 await self.check()
+            except StreamQError:
+                pass  # Redis is away; the minders say so
+            except Exception as error:  # noqa: BLE001 - who watches must not end unseen
+                event(_log, logging.ERROR, "cron.failed", f"the watch over schedules: {type(error).__name__}: {error}")
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def check(self) -> None:

@@ -195,7 +195,11 @@ class Statuses:
             return [str(queue) for queue in await self._jobs.distinct("queue")]
 
     async def stale_users(self, schedule: str, since: datetime, period_s: float, *, limit_s: float) -> int:
-        """Count the users of a schedule who had a job in the period before a moment or later, and none completed after it."""
+        """Count the users of a schedule who had a job in the period before a moment or later, and none completed after it.
+
+        Raises:
+            HistoryUnavailable: MongoDB is away, too slow, or has not got streamq's indexes.
+        """
         pipeline: list[Document] = [
             {"$match": {"enqueued_at": {"$gte": since - timedelta(seconds=period_s)}, "schedule": schedule}},
             {
@@ -208,8 +212,11 @@ class Statuses:
             {"$match": {"first": {"$lt": since}, "$or": [{"completed": None}, {"completed": {"$lt": since}}]}},
             {"$count": "users"},
         ]
-        with self._mongo.translated(), self._mongo.patience(limit_s):
-            found = await (await self._jobs.aggregate(pipeline, allowDiskUse=True, hint="recent")).to_list()
+        try:
+            with self._mongo.translated(), self._mongo.patience(limit_s):
+                found = await (await self._jobs.aggregate(pipeline, allowDiskUse=True, hint="recent")).to_list()
+        except OperationFailure as error:
+            raise HistoryUnavailable(f"MongoDB at {self._mongo.where} cannot count stale users: {error}") from error
         return int(found[0]["users"]) if found else 0
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:

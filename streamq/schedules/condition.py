@@ -50,6 +50,8 @@ class Condition:
     expected: int = 0
     """How many users the finished fan-out before had; 0: not known."""
     is_finished: bool = True
+    is_watched: bool = True
+    """Whether a cron process has ever looked after it, as it is written now."""
     alarms: Sequence[Alarm] = field(default_factory=tuple[Alarm, ...])
 
     @property
@@ -113,6 +115,7 @@ def condition_of(
         state.users if state is not None else 0,
         finished[-1] if finished else 0,
         is_finished,
+        mark_ms is not None,
         alarms,
     )
 
@@ -149,10 +152,8 @@ def _not_fired(
     """Say why the newest fire time was not begun; empty: it was, or need not have been."""
     if state is not None or not schedule.is_late(newest, now_ms):
         return ""
-    if mark_ms is None:
-        return "no cron process has looked after the schedule yet"
-    if mark_ms > newest.fire_ms:
-        return ""  # it is newer than that fire time, or was paused then
+    if mark_ms is None or mark_ms > newest.fire_ms:
+        return ""  # the schedule is newer than that fire time, or was paused then
     if mark_ms == newest.fire_ms:
         return "it was missed, and the policy does not make up for it"
     return f"no cron process has looked after the schedule since {from_ms(mark_ms):%Y-%m-%d %H:%M} UTC"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms
@@ -60,6 +60,7 @@ async def fire_now(
     schedule: str | None = None,
     stop: asyncio.Event | None = None,
     on_progress: Callable[[Occurrence, FanOutState], object] | None = None,
+    on_begin: Callable[[Occurrence, int], object] | None = None,
 ) -> list[Fired]:
     """Fire the current occurrence of each schedule, or of one, now. One that is finished is left as it is.
 
@@ -69,6 +70,7 @@ async def fire_now(
         schedule: The name of the only schedule to fire.
         stop: Set to stop at the next call; what is left is gone on with when it is fired again.
         on_progress: Told of each occurrence after each call.
+        on_begin: Told of each occurrence before its first call, with how many users the one before had; 0: not known.
 
     Raises:
         ConfigurationError: There is no such schedule, or one of them, or Redis, cannot be used.
@@ -78,14 +80,37 @@ async def fire_now(
     fired: list[Fired] = []
     schedules, phase = await resolve(app, settings, schedule)
     _check_phase(phase)
-    with contextlib.suppress(Stopped):
+    try:
         async with desks(settings, stopping) as bureau:
             bureau.phase = phase
             for wanted in schedules:
                 desk = bureau.desk(wanted.entry.handler.queue)
                 await desk.patience.call(desk.observe)
+                if on_begin is not None:
+                    on_begin(current(wanted, desk.now_ms()), await _expected(wanted, desk))
                 fired.append(await _fire_one(wanted, desk, on_progress))
+    except Stopped:
+        pass
+    finally:
+        for wanted in schedules:
+            await _close_pages(wanted)
     return fired
+
+
+async def _expected(schedule: Schedule, desk: Desk) -> int:
+    """Return how many users the occurrence before had, if its fan-out was finished."""
+    for earlier in schedule.latest(desk.now_ms(), 2)[:-1]:
+        record = await desk.patience.call(partial(desk.fanouts.record, earlier.producer))
+        if record is not None and record.state.end == "done":
+            return record.state.users
+    return 0
+
+
+async def _close_pages(schedule: Schedule) -> None:
+    """Close what the page function of a stored schedule has opened: it was made for this one call."""
+    close = getattr(schedule.entry.page, "close", None)
+    if schedule.entry.made_at is not None and close is not None:
+        await close()
 
 
 def _check_phase(phase: Phase) -> None:

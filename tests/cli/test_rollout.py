@@ -122,3 +122,15 @@ def test_a_bullmq_queue_is_imported_with_a_report(command, redis_url):
 def test_what_the_phase_forbids_is_not_fired_by_hand(command, phase):
     command("rollout", phase)
     assert command("schedule", "run", "everybody").code == 78
+
+
+def test_a_worker_of_a_deployment_that_is_off_starts_no_job(programs, eventually_sync):
+    """Until it is told to, or deployed anew."""
+    worker = programs.start("worker", "--no-parent", BACKGROUND_JOBS_ENABLED="false")
+    eventually_sync(lambda: "worker.quiet" in worker.output, "it says that it starts nothing")
+    assert programs.run("enqueue", "refresh", "user_id=u1").code == 0
+    row = dict(json.loads(programs.run("queues", "ls", "--json").out)["items"][0])
+    assert (row["waiting"], row["running"]) == (1, 0)
+    worker.process.send_signal(18)  # CONT
+    eventually_sync(lambda: json.loads(programs.run("queues", "ls", "--json").out)["items"][0]["waiting"] == 0)
+    assert worker.stop() == 0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
+import redis
+
+from streamq.broker.fanout import FanOutState, encode_state
 
 NIGHTLY = ("schedule", "set", "nightly", "--cron", "30 2 * * *", "--handler", "refresh")
 
@@ -78,3 +82,21 @@ def test_users_are_enqueued_by_hand_beside_the_hour(command, folder):
     told = command("schedule", "enqueue", "everybody", "--users-from", "bad.csv")
     assert told.code == 65
     assert "line 3" in told.err
+
+
+def test_status_tells_how_far_each_schedule_is_and_of_its_alarms(command, redis_url):
+    """Also when no cron process is left to say so."""
+    (before,) = json.loads(command("status", "--json").out)["schedules"]
+    assert (before["verdict"], before["alarms"]) == ("no cron process has looked after it yet", [])
+    command("schedule", "run", "everybody")
+    (after,) = json.loads(command("status", "--json").out)["schedules"]
+    assert (after["users"], after["progress"], after["alarms"]) == (2, 1.0, [])
+    hour_ago = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+    begun_ms = int(hour_ago.timestamp() * 1000)
+    state = encode_state(FanOutState(cursor="x", pages=1, added=40, begun_ms=begun_ms))
+    record = f"3|{begun_ms + 10**9}|{len(state)}|{state}"
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset("{sq:default:0}:producers", f"cron:everybody:{hour_ago:%Y%m%dT%H%MZ}", record)
+    told = command("status")
+    assert told.code == 1
+    assert "is unfinished, after 40 users" in told.err

@@ -16,7 +16,7 @@ from streamq.broker.fanout import FanOutState
 from streamq.cron.health import serving
 from streamq.cron.roster import Roster
 from streamq.cron.watch import Watch
-from streamq.errors import ConfigurationError, Unavailable
+from streamq.errors import ConfigurationError, HistoryUnavailable, Unavailable
 from streamq.mongo import Mongo, Statuses
 from streamq.schedules.condition import condition_of
 from streamq.schedules.desks import desks
@@ -55,9 +55,9 @@ class TestCondition:
     def test_a_new_schedule_has_missed_nothing(self):
         assert alarms(30, None, None, None, mark=NOON + timedelta(minutes=10)) == ()
 
-    def test_a_schedule_that_no_process_has_ever_looked_after_raises_an_alarm(self):
-        (alarm,) = alarms(30, None, None, None, mark=None)
-        assert "no cron process has looked after the schedule yet" in alarm.text
+    def test_a_schedule_that_no_process_has_ever_looked_after_is_told_as_such(self):
+        condition = condition_of(SCHEDULE, ms(NOON), None, dict.fromkeys(HOURS))
+        assert (condition.is_watched, condition.alarms, condition.progress) == (False, (), None)
 
     def test_a_fan_out_that_is_unfinished_after_its_share_of_the_period_raises_an_alarm(self):
         half = FanOutState(pages=1, cursor="x", added=40, begun_ms=ms(NOON))
@@ -127,6 +127,11 @@ async def watching(redis_url, queue_name, unused_tcp_port, webhook):
     async with desks(settings, asyncio.Event()) as bureau:
         roster = Roster(settings, app, bureau, None)
         roster.listed = _listing(app, settings)
+        schedule = roster.listed[0].schedule
+        last_hour = schedule.latest((await bureau.desk(queue_name).fanouts.server_ms()) - 3_600_000)[-1]
+        await bureau.desk(queue_name).fanouts.advance(
+            schedule.mark, last_hour.fire_ms // 1000, schedule.signature, 60_000
+        )
         yield settings, bureau, [Watch(settings, roster, bureau, None) for _ in range(2)]
 
 
@@ -144,6 +149,24 @@ async def test_an_alarm_is_posted_once_by_all_processes_together_and_again_when_
     assert [(each["alarm"], each["schedule"]) for each in webhook[1]] == [("not_fired", "hourly")]
     assert "did not take one: HTTP Error 503" in said("cron.webhook")[0]["text"]
     assert len(said("cron.alarm")) == 2
+
+
+async def test_a_watch_that_fails_says_so_and_goes_on(watching, said, eventually, monkeypatch):
+    _, _, (watch, _) = watching
+    monkeypatch.setattr("streamq.cron.watch.LOOK_EVERY_S", 0.01)
+    checks = iter([KeyError("odd"), None])
+    check = watch.check
+
+    async def failing():
+        if (error := next(checks, None)) is not None:
+            raise error
+        await check()
+
+    monkeypatch.setattr(watch, "check", failing)
+    keeping = asyncio.create_task(watch.keep())
+    await eventually(lambda: said("cron.alarm"), "it looks again")
+    assert "the watch over schedules: KeyError: 'odd'" in said("cron.failed")[0]["text"]
+    keeping.cancel()
 
 
 async def test_probes_and_metrics_tell_of_the_alarm_and_of_its_end(watching, said):
@@ -206,5 +229,8 @@ async def test_users_without_a_completed_job_for_too_long_are_counted(mongodb_ur
     )  # fmt: skip
     assert await statuses.stale_users("hourly", now - timedelta(hours=3), 3600, limit_s=5) == 2
     assert await statuses.stale_users("other", now - timedelta(hours=3), 3600, limit_s=5) == 0
+    await mongo.collection("job_status").drop_index("recent")
+    with pytest.raises(HistoryUnavailable, match="cannot count stale users"):
+        await statuses.stale_users("hourly", now, 3600, limit_s=5)
     assert await statuses.known(["new:1.5", "nobody"]) == {"new:1.5"}
     await mongo.close()

@@ -17,6 +17,7 @@ from streamq.mongo import FlagStore, Mongo, ScheduleStore, UserPages
 from streamq.schedules import book, definition_of, fire_now
 from streamq.schedules.book import every_schedule, resolve
 from streamq.schedules.desks import desks
+from streamq.schedules.fanout import FanOut
 from streamq.schedules.phase import Phase, place_of, share_of
 from streamq.settings import Settings
 
@@ -132,8 +133,8 @@ class TestBook:
                 await pages.pause("coded", reason=" ", by="ada")
 
     def test_a_field_that_is_misspelled_or_of_the_wrong_type_is_named(self):
-        with pytest.raises(BadInput, match="unknown field `expresion`"):
-            definition_of({"expresion": "0 * * * *"})
+        with pytest.raises(BadInput, match="unknown field `when`"):
+            definition_of({"when": "0 * * * *"})
         with pytest.raises(BadInput, match=r"Expected `float . null`, got `str` - at `\$.jitter_s`"):
             definition_of(HOURLY | {"jitter_s": "soon"})
 
@@ -154,6 +155,18 @@ class TestBook:
             await pages.put("extra", definition_of(HOURLY | {"users": {"pages": "everybody"}}))
         (fired,) = await fire_now(settings, app, schedule="extra")
         assert (fired.occurrence.schedule, fired.added_here) == ("extra", 2)
+
+    async def test_whoever_fires_is_told_how_many_users_to_expect(self, app, settings, queue_name):
+        """As many as the occurrence before had, for a bar."""
+        async with desks(settings, asyncio.Event()) as bureau:
+            desk = bureau.desk(queue_name)
+            await desk.observe()
+            schedule = (await resolve(app, settings, "coded"))[0][0]
+            earlier = schedule.latest(desk.now_ms(), 2)[0]
+            await FanOut(schedule, earlier, desk).run()
+        expected = []
+        await fire_now(settings, app, schedule="coded", on_begin=lambda occurrence, users: expected.append(users))
+        assert expected == [1]
 
     async def test_a_document_that_cannot_be_read_is_listed_with_the_reason(self, app, settings, mongo):
         """Somebody has edited it; the other schedules must go on."""
@@ -204,15 +217,20 @@ class TestRoster:
 
             await eventually(there, f"{stamp} makes {wanted}")
 
+        async def begun(name: str) -> None:
+            """Wait until the schedule is known: it fires from the next fire time on."""
+            schedule, fanouts = kept[name].listed.schedule, roster.bureau.desk(queue_name).fanouts
+            await eventually(lambda: fanouts.record(schedule.mark), f"{name} is looked after")
+
         async with book(app, settings) as pages:
+            await begun("coded")
             await fires(("coded", "x"))
             await pages.put("extra", definition_of(HOURLY))
             await eventually(lambda: "extra" in kept, "it is looked after")
-            await eventually(lambda: said("cron.started") or kept["extra"].minder._looked, "it has begun")
+            await begun("extra")
             await fires(("coded", "x"), ("extra", "a"), ("extra", "b"))
             await pages.put("extra", definition_of(HOURLY | {"users": {"ids": ["c"]}}))
             await eventually(lambda: kept["extra"].listed.version[0] == 2, "the change is seen")
-            await eventually(lambda: kept["extra"].minder._looked, "it goes on")
             await fires(("coded", "x"), ("extra", "c"))
             await pages.pause("coded", reason="why not", by="ada")
             await eventually(lambda: kept["coded"].minder.is_paused, "the pause is seen")
