@@ -51,6 +51,20 @@ async def noop_of(user: str, x: str) -> None:  # noqa: ARG001
     done() if done is not None else _count()
 
 
+@app.handler(queue=QUEUE, key="user")
+async def visit(user: str, ms: float) -> None:
+    """Wait, as for an answer of another service; write down start and end."""
+    _note("start", user)
+    await asyncio.sleep(ms / 1000)
+    _note("end", user)
+
+
+@app.handler(queue=QUEUE, key="user")
+async def keyed(user: str, x: str) -> None:  # noqa: ARG001
+    """Do nothing but count; each job is of a user."""
+    done() if done is not None else _count()
+
+
 @app.handler(queue=QUEUE)
 async def io(x: str) -> None:  # noqa: ARG001
     """Wait, as for an answer of another service."""

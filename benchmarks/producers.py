@@ -23,7 +23,7 @@ import redis.asyncio
 import uvloop
 
 from benchmarks import raw
-from benchmarks.app import app, journaled, long, noop, noop_of, punctual, short, stopwatch
+from benchmarks.app import app, journaled, long, noop, noop_of, punctual, short, stopwatch, visit
 from benchmarks.raw import ARGUMENT
 from streamq.errors import StreamQError
 
@@ -110,7 +110,9 @@ async def fill(count: int, handler: str = "noop", delay_ms: int = 0) -> dict[str
     if delay_ms:
         chosen = chosen.options(delay=timedelta(milliseconds=delay_ms))
     for start in range(0, count, 10_000):
-        await chosen.enqueue_many([ARGUMENT] * min(10_000, count - start))
+        places = range(start, min(start + 10_000, count))
+        calls = [(f"user{place}", ARGUMENT) for place in places] if handler == "keyed" else [ARGUMENT] * len(places)
+        await chosen.enqueue_many(calls)
     await app.close()
     return {"per_second": count / (time.perf_counter() - begun)}
 
@@ -124,6 +126,15 @@ async def users(count: int) -> dict[str, float]:
     spent = time.perf_counter() - begun
     await app.close()
     return {"per_second": count / spent, "cpu_us": (time.process_time() - cpu) / count * 1e6}
+
+
+async def visits(file: str) -> dict[str, int]:
+    """Enqueue the visits of a file, and say when that began. A hint is an option of each."""
+    rows = json.loads(Path(file).read_text())  # noqa: ASYNC240 - a local file, once
+    began_ns = time.monotonic_ns()
+    await app.client.send_many(visit.options(cost=hint).draft(user, ms) for user, ms, hint in rows)
+    await app.close()
+    return {"began_ns": began_ns}
 
 
 async def fill_when_told(folder: str, count: int) -> dict[str, float]:
@@ -234,6 +245,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
         "race": lambda client: race(client, **sizes),
         "fill": lambda _client: fill(**sizes),
         "users": lambda _client: users(**sizes),
+        "visits": lambda _client: visits(**sizes),
         "fill_when_told": lambda _client: fill_when_told(**sizes),
         "pings": lambda client: pings(client, **sizes),
         "delays": lambda _client: delays(**sizes),

@@ -104,6 +104,8 @@ class JobStatus:
     max_attempts: int = 0
     """0: as the handler says."""
     lane: str = ""
+    lane_reason: str | None = None
+    """Why the job counts as slow, in words; None for one that nobody knows to be slow."""
     crashes: int = 0
     enqueued_at: datetime | None = None
     due_at: datetime | None = None

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
-    "BINS", "NO_HINT", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "run_bin",
-    "slow_share", "whose",
+    "BINS", "NO_HINT", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
+    "slow_room", "slow_share", "whose",
 ]  # fmt: skip
 
 BINS = 64
@@ -59,6 +59,21 @@ def whose(handler: str, key: str | None, hint: float | None) -> str:
         return ""
     sign = NO_HINT if hint is None else chr(_FIRST_BIN + hint_bin(hint))
     return sign if key is None else f"{sign}{handler}|{key}"
+
+
+def reason_of(why: str) -> str:
+    """Tell in words why a job is slow; nothing for one that nobody knows to be slow.
+
+    Args:
+        why: As entries of slow lanes and records have it.
+    """
+    word, _, ms = why.partition(" ")
+    words = {
+        "learned": f"jobs of this user took {ms} ms",
+        "hint": "its cost stands out from those of other jobs",
+        "overran": f"it ran for {ms} ms in the lane for fast jobs",
+    }
+    return words.get(word, "")
 
 
 def limit_of(counts: Sequence[int]) -> float | None:
@@ -158,18 +173,30 @@ def slow_share(capacity: int, share: float) -> int:
     return max(1, int(capacity * share))
 
 
+def slow_room(share: int, known: int, overran: int) -> int:
+    """Return how many more slow jobs may start while there are fast ones.
+
+    Args:
+        share: Slots that slow jobs may hold.
+        known: Slots that jobs of the slow lanes hold.
+        overran: Slots that jobs of the fast lanes hold which turned out to be slow. They count as slow, but they do not
+            take the slow lanes' last slot: new users who come all the time must not starve those who are known.
+    """
+    return max(0, share - known - overran, 1 - known)
+
+
 def reads(room: int, free: int, *, slow_first: bool, reverse: bool) -> list[tuple[int, int, int]]:
     """Return where to read, in order: the lane's digit, the most now, and the most if the other lanes leave room.
 
     Args:
         room: How many more slow jobs may start while there are fast ones.
-        free: Slots that are free: slow jobs are not read ahead.
+        free: Slots that are free. Beyond their room, slow jobs are not read ahead.
         slow_first: Whether a priority's slow jobs come before its fast ones, so that they get their share.
-        reverse: Whether it is the turn of the lowest priority, so that it does not starve.
+        reverse: Whether it is the turn of those who come last otherwise, so that they do not starve.
     """
     pairs = _BY_PRIORITY[::-1] if reverse else _BY_PRIORITY
     found: list[tuple[int, int, int]] = []
     for slow, fast in pairs:
-        pair = [(slow, min(room, free), free), (fast, 128, 0)]
-        found += pair if slow_first else pair[::-1]
+        pair = [(slow, room, max(room, free)), (fast, 128, 0)]
+        found += pair if slow_first or reverse else pair[::-1]
     return found

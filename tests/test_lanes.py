@@ -140,4 +140,5 @@ def test_each_priority_comes_whole_before_the_next_and_slow_jobs_first_for_their
     assert reads(2, 5, slow_first=True, reverse=False) == [
         (4, 2, 5), (1, 128, 0), (5, 2, 5), (2, 128, 0), (6, 2, 5), (3, 128, 0),
     ]  # fmt: skip
-    assert [digit for digit, _, _ in reads(2, 5, slow_first=False, reverse=True)] == [3, 6, 2, 5, 1, 4]
+    assert [digit for digit, _, _ in reads(2, 5, slow_first=False, reverse=False)] == [1, 4, 2, 5, 3, 6]
+    assert [digit for digit, _, _ in reads(2, 5, slow_first=False, reverse=True)] == [6, 3, 5, 2, 4, 1]

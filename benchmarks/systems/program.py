@@ -1,7 +1,7 @@
 """One side of a system, in its own interpreter: `python -m benchmarks.systems.program NAME MODE URL '{"..."}'`.
 
 Modes: `work`; `one`, `concurrent`, `many` (enqueue for so many seconds: the last line is JSON with the rate), `fill` (put jobs in
-place), `pings` (one job at a time at a steady rate), `delays`.
+place), `listed` (those of a file), `pings` (one job at a time at a steady rate), `delays`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.systems import SYSTEMS
@@ -118,6 +119,14 @@ async def fill(side: Side, count: int, job: str = "noop", size: int = 120, words
     return {"per_second": count / (time.perf_counter() - begun)}
 
 
+async def listed(side: Side, file: str, job: str) -> dict[str, float]:
+    """Enqueue the arguments of a file in their order, and say when that began."""
+    some: list[str] = json.loads(Path(file).read_text())  # noqa: ASYNC240 - a local file, once
+    began_ns = time.monotonic_ns()
+    await side.many(job, some)
+    return {"began_ns": began_ns}
+
+
 async def pings(side: Side, count: int, per_second: float) -> dict[str, float]:
     """Send at fixed times whatever the answer takes, each with the time at which it was *due*: nothing is omitted."""
     begun = time.monotonic() + 0.05
@@ -140,7 +149,7 @@ async def delays(side: Side, count: int, shortest_s: float, longest_s: float) ->
 
 
 MODES: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
-    "one": one, "concurrent": concurrent, "many": many, "fill": fill, "pings": pings, "delays": delays,
+    "one": one, "concurrent": concurrent, "many": many, "fill": fill, "pings": pings, "listed": listed, "delays": delays,
 }  # fmt: skip
 
 

@@ -52,7 +52,27 @@ async def metrics(stores: Stores) -> str:
         *_of_workers({queue: metered(count.counted) for queue, count in counts.items()}),
         *_of_reconciler(await _rounds(stores)),
     ]
-    return "".join(families)
+    return "".join([*families, *await _fairness(stores, counts)])
+
+
+async def _fairness(stores: Stores, counts: Mapping[str, Counts]) -> list[str]:
+    """Tell of each lane what it holds, and of each queue who is slow."""
+    costs = await stores.costs() if counts else {}
+    lanes = [
+        Sample({"queue": queue, "lane": lane, "state": state}, number)
+        for queue, count in counts.items()
+        for lane, held in count.lanes.items()
+        for state, number in (("waiting", held.waiting), ("running", held.in_flight))
+    ]
+    limits = [
+        Sample({"queue": queue}, cost.limit_ms / 1000) for queue, cost in costs.items() if cost.limit_ms is not None
+    ]
+    users = [Sample({"queue": queue}, cost.slow_keys) for queue, cost in costs.items()]
+    return [
+        _family("streamq_lane_jobs", "Jobs by lane.", lanes),
+        _family("streamq_slow_limit_seconds", "Run time from which a job is slow, as the run times tell.", limits),
+        _family("streamq_slow_keys", "Users that are known as slow.", users),
+    ]
 
 
 # What is so at this moment.

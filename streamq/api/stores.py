@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from streamq.access import TokenBook
-from streamq.broker.inspection import Counts, DeadLetter, Inspection, Located
+from streamq.broker.inspection import Costs, Counts, DeadLetter, Inspection, Located
 from streamq.broker.orders import Orders
 from streamq.broker.outbox import Feed
 from streamq.broker.partition import Partition
@@ -22,6 +22,7 @@ from streamq.codec import decode_envelope
 from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
 from streamq.history import History, JobStatus
 from streamq.keys import Keys
+from streamq.lanes import reason_of
 from streamq.logs import event
 from streamq.mongo import Audit, Mongo, Operations, Statuses
 
@@ -147,6 +148,12 @@ class Stores:
     async def counts(self) -> dict[str, Counts]:
         """Ask Redis what each queue holds."""
         return {queue: await self.redis.ask(view.counts) for queue, view in self._views.items()}
+
+    async def costs(self) -> dict[str, Costs]:
+        """Ask Redis what each queue knows of run times; of those that cannot tell now, nothing."""
+        with contextlib.suppress(StreamQError):
+            return {queue: await self.redis.ask(view.costs, 0) for queue, view in self._views.items()}
+        return {}
 
     async def pause(self, queue: str, *, reason: str, by: str, for_ms: int) -> None:
         """Let no worker start a job of a queue, for so long (0: until it is resumed)."""
@@ -291,6 +298,7 @@ def _of_place(queue: str, place: Located) -> JobStatus:
         state=_live_state(place, fields.get("attempt", 1)),
         queue=queue,
         lane=place.lane,
+        lane_reason=reason_of(place.why) or None,
         enqueued_at=from_ms(place.enqueued_ms),
         due_at=from_ms(place.due_ms) if place.due_ms else None,
         worker=place.worker,
@@ -351,7 +359,8 @@ def _updated(job: JobStatus, place: Located | None) -> JobStatus:
     now = _of_place(job.queue, place)
     started_at = job.started_at if now.state != "queued" else None
     return replace(
-        job, state=now.state, attempt=now.attempt, lane=now.lane, due_at=now.due_at, started_at=started_at,
+        job, state=now.state, attempt=now.attempt, lane=now.lane,
+        lane_reason=now.lane_reason or job.lane_reason, due_at=now.due_at, started_at=started_at,
         worker=now.worker or job.worker,
     )  # fmt: skip
 

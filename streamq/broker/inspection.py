@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
-    "BATCH", "Block", "Counts", "DeadLetter", "Delayed", "Explanation", "Flight", "Inspection",
-    "LaneCounts", "LaneEntry", "Located", "Pause", "Unknown", "WorkerSeen",
+    "BATCH", "Block", "Costs", "Counts", "DeadLetter", "Delayed", "Explanation", "Flight", "Inspection",
+    "LaneCounts", "LaneEntry", "Located", "Pause", "SlowKey", "Unknown", "WorkerSeen",
 ]  # fmt: skip
 
 BATCH = 128
 """The most jobs one call looks up."""
 
 MOST_WORKERS = 1000
+_SCAN_COUNT = 1000
+_HINT_OFFSET = 20
+"""Bins of hints begin at 2**-20; see `streamq.lanes`, which is above."""
 
 BLOCKED_FROM = 1 << 48
 """Due times from here on, behind the year 9999, mean a block, see cycle.lua."""
@@ -208,6 +211,30 @@ class Explanation(NamedTuple):
     """How many keys of this queue were taken over from holders that had vanished."""
 
 
+class SlowKey(NamedTuple):
+    """A user whose jobs are slow."""
+
+    handler: str
+    key: str
+    mean_ms: int
+    seen_ms: int
+    """When a job of it last ended, server time."""
+
+
+class Costs(NamedTuple):
+    """What a partition knows of run times."""
+
+    limit_ms: float | None
+    """From which a job is slow, as the run times tell."""
+    slow_keys: int
+    runs: int
+    """How many were counted; counts are halved every six hours."""
+    slow_runs: int
+    hint_limit: float | None
+    """From which hint on jobs were slow."""
+    slowest: Sequence[SlowKey]
+
+
 class Inspection:
     """A view of one partition."""
 
@@ -288,6 +315,22 @@ class Inspection:
         payloads = await self._wire.call("HMGET", self.keys.payload, *rows[::2])
         found = zip(rows[::2], rows[1::2], payloads, strict=True)
         return [_delayed(job_id, due, payload) for job_id, due, payload in found if payload]
+
+    async def costs(self, limit: int) -> Costs:
+        """Tell what is known of run times, with so many of the slowest users. A round trip for each 1000 slow ones."""
+        flat, slow_keys = await self._wire.pipeline([("HGETALL", self.keys.times), ("HLEN", self.keys.cost)])
+        times = {_text(flat[at]): _text(flat[at + 1]) for at in range(0, len(flat), 2)}
+        return _costs(times, slow_keys, await self._slowest(limit) if limit else [])
+
+    async def _slowest(self, limit: int) -> list[SlowKey]:
+        slowest: list[SlowKey] = []
+        cursor = b"0"
+        while True:
+            cursor, flat = await self._wire.call("HSCAN", self.keys.cost, cursor, "COUNT", _SCAN_COUNT)
+            slowest += [_slow_key(flat[at], flat[at + 1]) for at in range(0, len(flat), 2)]
+            slowest = sorted(set(slowest), key=lambda each: (-each.mean_ms, each.key))[:limit]
+            if cursor == b"0":
+                return slowest
 
     async def dead(self, limit: int, *, before: bytes | None = None) -> list[DeadLetter]:
         """List dead letters, newest first; those older than one of them, if it is given."""
@@ -443,6 +486,22 @@ def _lane_entry(lane: str, entry_id: bytes, raw: list[bytes]) -> LaneEntry | Non
         return None
     enqueued = fields.get(b"q") or entry_id.partition(b"-")[0]
     return LaneEntry(lane, entry_id, _text(fields[b"j"]), fields.get(b"d", b""), int(enqueued), _text(fields.get(b"c")))
+
+
+def _costs(times: Mapping[str, str], slow_keys: int, slowest: Sequence[SlowKey]) -> Costs:
+    counts = {int(name[1:]): int(count) for name, count in times.items() if name[0] == "t"}
+    limit_ms = float(times["limit"]) if "limit" in times else None
+    slow_runs = 0
+    if limit_ms is not None:
+        slow_runs = sum(count for place, count in counts.items() if 2 ** ((place + 1) / 2) > limit_ms)
+    hint_limit = 2.0 ** (int(times["cut"]) - _HINT_OFFSET) if "cut" in times else None
+    return Costs(limit_ms, slow_keys, sum(counts.values()), slow_runs, hint_limit, slowest)
+
+
+def _slow_key(field: bytes, value: bytes) -> SlowKey:
+    handler, _, key = _text(field).partition("|")
+    mean, _, seen = value.partition(b"|")
+    return SlowKey(handler, key, int(mean), int(seen))
 
 
 def _delayed(job_id: bytes, due: bytes, payload: bytes) -> Delayed:

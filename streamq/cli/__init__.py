@@ -52,6 +52,9 @@ COMMANDS = {
         "unblock": Lazy("streamq.cli.blocks:unblock", "Let the jobs of HANDLER, or of one user, go again."),
         "blocks": Lazy("streamq.cli.blocks:blocks", "List what is blocked, until when, why and by whom."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
+        "fairness": Lazy(
+            "streamq.cli.fairness:fairness", "See who is slow, and how slow and fast jobs share the slots."
+        ),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
         "explain": Lazy(
             "streamq.cli.explain:explain", "Say who holds a dedup key, so why a job was or was not enqueued."

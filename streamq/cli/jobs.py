@@ -114,6 +114,7 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
     """Write down what Redis knows of a job that has not ended."""
     from streamq.clock import from_ms
     from streamq.codec import decode_envelope
+    from streamq.lanes import reason_of
 
     envelope = decode_envelope(place.envelope)
     return {
@@ -124,6 +125,7 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
         "state": "blocked" if place.state == "scheduled" and not place.due_ms else place.state,
         "attempt": envelope.attempt,
         "lane": place.lane,
+        "lane_reason": reason_of(place.why) or None,
         "enqueued_at": from_ms(place.enqueued_ms),
         "due_at": from_ms(place.due_ms) if place.due_ms else None,
         "worker": place.worker or None,

@@ -11,6 +11,7 @@ from streamq.broker.outbox import version_of
 from streamq.clock import from_ms
 from streamq.codec import decode_envelope
 from streamq.job import State
+from streamq.lanes import reason_of
 from streamq.mongo import StatusWrite
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Record(
     rename={
         "state": "s", "handler": "h", "user": "u", "attempt": "n", "max_attempts": "m", "lane": "l",
         "enqueued_ms": "e", "begun_ms": "b", "finished_ms": "f", "due_ms": "d", "occurrence": "o", "crashes": "c",
-        "result": "r", "result_error": "z", "error": "x",
+        "result": "r", "result_error": "z", "error": "x", "why_slow": "y",
     },
 ):  # fmt: skip
     """What a worker says became of an attempt. Times are the server's; 0 is none."""
@@ -94,6 +95,7 @@ class Record(
     result: msgspec.Raw = msgspec.Raw()
     result_error: str | None = None
     error: RecordError | None = None
+    why_slow: str = ""
 
 
 _DECODER = msgspec.json.Decoder(Record)
@@ -187,6 +189,8 @@ def _common(queue: str, record: Record, entry: OutboxEntry) -> dict[str, Any]:
     }
     if record.lane:
         fields["lane"] = record.lane
+    if reason := reason_of(record.why_slow):
+        fields["lane_reason"] = reason
     return fields | _whose(record.user, record.occurrence)
 
 
@@ -288,6 +292,8 @@ def _seen(queue: str, entry: LaneEntry, state: dict[str, Any]) -> StatusWrite | 
     if envelope is None:
         return None
     fields = _of_envelope(queue, envelope, entry.lane, entry.enqueued_ms) | state
+    if reason := reason_of(entry.why):
+        fields["lane_reason"] = reason
     return StatusWrite(entry.job_id, version_of(entry.id), True, fields, [])
 
 

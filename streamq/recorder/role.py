@@ -27,6 +27,7 @@ from streamq.process import queued_s
 from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
 from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.seen import Seen
+from streamq.seeding import remembered, seed
 from streamq.settings import Settings
 
 if TYPE_CHECKING:
@@ -262,9 +263,25 @@ async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[],
             await _persist(step, stop)
         if not stop.is_set():
             on_ready()
+            if settings.lanes:
+                await _seed(settings, broker, statuses)
             await _record_all(settings, broker, mongo, stop)
     finally:
         await mongo.close()
+
+
+async def _seed(settings: Settings, broker: Broker, statuses: Statuses) -> None:
+    """Let queues that know nothing of run times start with what the history tells. Nobody waits for it in vain."""
+    for queue in settings.queues:
+        partition = broker.partition(queue)
+        try:
+            if queue not in settings.fifo_queues and not await partition.learn():
+                limit_ms, slow = await seed(partition, await remembered(statuses, queue))
+                logs.event(_log, logging.INFO, "lanes.seeded", queue=queue, limit_ms=limit_ms, slow_users=slow)
+        except (Unavailable, QueueFull, ServerRefused) as error:
+            logs.event(_log, logging.WARNING, "lanes.not_seeded", queue=queue, error=str(error))
+        finally:
+            await partition.wire.close()
 
 
 async def _record_all(settings: Settings, broker: Broker, mongo: Mongo, stop: asyncio.Event) -> None:

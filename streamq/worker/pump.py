@@ -435,5 +435,6 @@ class Pump:
             if self.consumer:
                 while self.finished:
                     await self._turn()
+                await self._learn()
                 await self._partition.leave(self.consumer)
         await self._partition.wire.close()

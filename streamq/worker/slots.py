@@ -152,8 +152,7 @@ class Slots:
         """Return the two lanes of each priority, highest first or last."""
         if not self.settings.lanes:
             return _ALIKE[::-1] if reverse else _ALIKE
-        waiting = sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
-        free = max(0, self._capacity - self._active - waiting)
+        free = max(0, self._capacity - self._active - sum(len(pump.buffer) for pump in self.pumps))
         slow_first = self._slow_share < self._capacity
         return lanes.reads(self._slow_room(), free, slow_first=slow_first, reverse=reverse)
 
@@ -171,10 +170,7 @@ class Slots:
         return max(1, min(self.free(), self._slow_room())), _ALL_LANES
 
     def _slow_room(self) -> int:
-        """Return how many more slow jobs may start while there are fast ones.
-
-        A job that overran in the fast lane counts as slow, but those do not take the slow lane's last slot.
-        """
+        """Return how many more slow jobs may start while there are fast ones."""
         now = self._loop.time()
         known = overran = 0
         for job, pump in self.running.values():
@@ -183,7 +179,7 @@ class Slots:
             elif now - job.begun_at >= pump.costs.limit_s:
                 overran += 1
         known += sum(delivery.digit > _FAST_LANES for pump in self.pumps for delivery in pump.buffer)
-        return max(0, self._slow_share - known - overran, 1 - known)
+        return lanes.slow_room(self._slow_share, known, overran)
 
     # Starting.
 

@@ -394,6 +394,9 @@ async def test_metrics_are_what_prometheus_reads(client, hand, statuses, store):
     await store(statuses, ("a", hand.record()))
     await hand.enqueue("b")
     await hand.finish(("c", hand.record()))
+    partition = hand.broker.partition(hand.keys.queue)
+    await partition.learn(20, runs=["refresh|ada", 900])
+    await partition.wire.close()
     answer = await client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
@@ -401,6 +404,12 @@ async def test_metrics_are_what_prometheus_reads(client, hand, statuses, store):
     assert samples[hand.keys.queue, "waiting"] == 1
     assert families["streamq_outbox_entries"].samples[0].value == 1
     assert families["streamq_redis_up"].samples[0].value == 1
+    lanes = {tuple(s.labels.values()): s.value for s in families["streamq_lane_jobs"].samples}
+    assert lanes[hand.keys.queue, "normal", "waiting"] == 1
+    assert [families[name].samples[0].value for name in ("streamq_slow_keys", "streamq_slow_limit_seconds")] == [
+        1,
+        0.02,
+    ]
     assert all(family.documentation for family in families.values())
 
 

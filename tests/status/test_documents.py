@@ -262,3 +262,12 @@ def test_a_scheduled_job_is_told_only_before_its_first_attempt():
 def test_an_envelope_that_cannot_be_read_is_passed_over():
     """It may be of a newer version; its job can still be located."""
     assert queued("q", LaneEntry("low", b"1-0", "job", b"\x80", E_MS)) is None
+
+
+def test_the_status_of_a_slow_job_says_why_it_is_slow():
+    """In words that a person understands; a fast one needs no reason."""
+    assert status(l="normal.slow", y="learned 812").fields["lane_reason"] == "jobs of this user took 812 ms"
+    assert status(l="normal", y="overran 900").fields["lane_reason"] == "it ran for 900 ms in the lane for fast jobs"
+    assert status(l="low.slow", y="hint").fields["lane_reason"] == "its cost stands out from those of other jobs"
+    assert "lane_reason" not in status(l="normal").fields
+    assert "lane_reason" not in status(l="normal", y="a word of a later version").fields
