@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from streamq.broker.partition import BATCH
-from streamq.lanes import BINS, Learned, cost_field, hint_bin, run_bin
+from streamq.lanes import BINS, LEAST_SLOW_MS, Learned, cost_field, hint_bin, run_bin
 
 if TYPE_CHECKING:
     from streamq.broker.partition import Arg, Partition
@@ -21,6 +21,8 @@ __all__ = ["Costs"]
 
 _MOST_UNTOLD = 10_000
 """Runs that are kept when nobody can be told."""
+_MOST_UNDECIDED = 1_000
+"""Runs that are kept while there is no limit to judge them by: the first slow ones end before there is one."""
 _SLOW_DIGIT = 4
 
 
@@ -34,6 +36,7 @@ class Costs:
         self._has_asked = False
         self._times, self._fast_hints, self._slow_hints = ([0] * BINS for _ in range(3))
         self._runs: deque[tuple[str, float]] = deque(maxlen=_MOST_UNTOLD)
+        self._undecided: deque[tuple[str, float]] = deque(maxlen=_MOST_UNDECIDED)
         self._new = 0
         self.limit_ms: float | None = None
         self.limit_s = math.inf
@@ -64,6 +67,8 @@ class Costs:
             (self._slow_hints if is_slow else self._fast_hints)[hint_bin(envelope.cost)] += 1
         if envelope.key is not None and (is_slow or delivery.digit >= _SLOW_DIGIT):
             self._runs.append((cost_field(envelope.handler, envelope.key), ms))
+        elif envelope.key is not None and self.limit_ms is None and ms >= LEAST_SLOW_MS:
+            self._undecided.append((cost_field(envelope.handler, envelope.key), ms))
 
     async def exchange(self, partition: Partition, *, is_busy: bool) -> None:
         """Tell what is new, if anything is, and take over what all workers know; the first time, ask in any case.
@@ -87,6 +92,14 @@ class Costs:
         learned = Learned(times)
         self._cut = learned.cut
         self._set_limit(self._fixed_ms or learned.limit_ms)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Judge the runs that ended before there was a limit."""
+        if self.limit_ms is not None and self._undecided:
+            self._runs += [(field, ms) for field, ms in self._undecided if ms >= self.limit_ms]
+            self._undecided.clear()
+            self._new = len(self._runs)
 
     def _taken_counts(self) -> list[Arg]:
         rows: list[Arg] = []
@@ -95,7 +108,6 @@ class Costs:
                 if count:
                     rows += (f"{letter}{place}", count)
                     counts[place] = 0
-        self._new = len(self._runs)
         return rows
 
     def _taken_runs(self) -> list[Arg]:

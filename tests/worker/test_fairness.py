@@ -231,6 +231,27 @@ async def test_a_slow_user_is_learned_and_leaves_when_its_jobs_are_fast_again(ap
     await eventually(is_fast)
 
 
+async def test_the_slow_jobs_that_ended_before_there_was_a_limit_are_learned_too(app, partition, work, eventually):
+    """The first ones that start in the first hour: else they would hold up the second one."""
+
+    @app.handler(key="user")
+    async def visit(user: str) -> None:
+        await asyncio.sleep(0.1 if user.startswith("slow") else 0)
+
+    await visit.enqueue_many([*named("slow", 4), *named("fast", 40)])
+    await work()
+
+    async def slow_users() -> set[bytes]:
+        return set((await partition.wire.call("HGETALL", partition.keys.cost))[::2])
+
+    expected = {b"visit|slow-%d" % number for number in range(4)}
+
+    async def are_known() -> bool:
+        return await slow_users() == expected
+
+    await eventually(are_known)
+
+
 async def test_the_record_of_a_job_says_why_it_is_slow(app, partition, work, eventually):
     """The status of a job tells which lane it took, and why."""
 
