@@ -159,15 +159,15 @@ class Slots:
     def blocking_read(self) -> tuple[int, int]:
         """Return how many jobs an idle worker waits for, and of how many lanes.
 
-        What comes meanwhile is read without regard to shares, so it asks for no more than slow jobs may have; the cycle
-        after it brings the rest. Slots that were lent are for the fast lanes.
+        What comes meanwhile is read without regard to shares, so it asks for a single job; the cycle after it brings the
+        rest. Slots that were lent are for the fast lanes.
         """
         if not self.settings.lanes:
             return self.free(), _ALL_LANES
         waiting = sum(len(pump.buffer) + pump.reserved for pump in self.pumps)
         if self._active + waiting >= self._capacity:
             return self.free(), _FAST_LANES
-        return max(1, min(self.free(), self._slow_room())), _ALL_LANES
+        return 1, _ALL_LANES
 
     def _slow_room(self) -> int:
         """Return how many more slow jobs may start while there are fast ones."""
