@@ -108,8 +108,9 @@ local function due_after(what, enqueued)
     end
     return now + OFFER_AGAIN
   end
-  local till, number = string.match(known or '', '^(%d+)|(%d+)|')
-  if till and (till == '0' or tonumber(till) > now) then return BLOCKED + number * SPAN + enqueued end
+  local number = string.match(known or '', '^%d+|(%d+)|')
+  -- One that is over, and is still known, lets its jobs go below.
+  if number then return BLOCKED + number * SPAN + enqueued end
 end
 
 tokens, row = tokens_of(requeued), 0

@@ -160,7 +160,7 @@ DEFECTS = (
     ),
     Defect(
         "a job is parked under a block that was lifted", "scripts/cycle.lua",
-        "  if till and (till == '0' or tonumber(till) > now) then", "  if till then",
+        "string.match(known or '', '^%d+|(%d+)|')", "string.match(known or '0|1|', '^%d+|(%d+)|')",
         "scripts/test_block.py",
     ),
     Defect(

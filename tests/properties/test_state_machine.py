@@ -672,7 +672,7 @@ class QueueMachine(RuleBasedStateMachine):
         job.token, job.holder, job.delivery, job.crashes = None, None, 0, 0
         job.waits_for, job.is_due, job.enqueued_ms = None, False, delivery.enqueued_ms
         if isinstance(outcome, Parked):
-            is_held = outcome.what[0] == "?" or self.model.blocks.get(outcome.what, False)
+            is_held = outcome.what[0] == "?" or outcome.what in self.model.blocks
             job.waits_for = outcome.what if is_held else None
             job.is_delayed = is_held
         else:

@@ -134,8 +134,9 @@ async def test_a_letter_that_cannot_be_read_is_shown_and_stays(board, letters):
     assert await ids(letters) == ["j2", "broken"]
 
 
-async def test_letters_that_come_while_it_runs_are_left_alone(board, letters):
+async def test_letters_that_come_while_it_runs_are_left_alone(board, letters, monkeypatch):
     """Else a job that dies again at once would be replayed for ever."""
+    monkeypatch.setattr(module, "_CHUNK", 2)
     for number in range(1, 4):
         await write(board, number)
     later = iter(range(10, 100))
