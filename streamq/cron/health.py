@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import hmac
+import logging
 from typing import TYPE_CHECKING
 
-from streamq.errors import ConfigurationError, Unavailable
+from streamq.errors import ConfigurationError
+from streamq.logs import event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -18,8 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["serving"]
 
+_log = logging.getLogger("streamq.cron")
+
 _LONGEST_HEAD = 8192
 _PATIENCE_S = 5.0
+_FIRST_WAIT_S = 1.0
+_RETRY_S = 1.0
 _REASONS = {200: "OK", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
@@ -27,25 +34,46 @@ _REASONS = {200: "OK", 401: "Unauthorized", 404: "Not Found", 405: "Method Not A
 async def serving(settings: Settings, watch: Watch) -> AsyncGenerator[int]:
     """Serve `/livez`, `/readyz`, `/healthz` and, with the API's token, `/metrics`. Gives the port; 0: none is asked for.
 
+    A port that is in use is waited for: in a rolling restart the process before still has it.
+
     Raises:
-        Unavailable: The port is in use.
-        ConfigurationError: The host is no address of this machine.
+        ConfigurationError: The host is no address of this machine, or the port may not be used.
     """
     if not settings.cron_port:
         yield 0
         return
-    health = _Health(watch, settings.api_token)
+    opening = asyncio.create_task(_opened(settings, _Health(watch, settings.api_token)))
+    await asyncio.wait({opening}, timeout=_FIRST_WAIT_S)
+    if opening.done() and (error := opening.exception()) is not None:
+        raise error
     try:
-        server = await asyncio.start_server(health.answer, settings.cron_host, settings.cron_port, limit=_LONGEST_HEAD)
-    except OSError as error:
-        where = f"{settings.cron_host}:{settings.cron_port}"
-        kind = Unavailable if "in use" in str(error) else ConfigurationError
-        raise kind(
-            f"cron cannot serve its probes on {where}: {error.strerror or error}",
-            hint="set STREAMQ_CRON_PORT to one that is free, and STREAMQ_CRON_HOST to an address of this machine",
-        ) from error
-    async with server:
-        yield int(server.sockets[0].getsockname()[1])
+        yield settings.cron_port
+    finally:
+        opening.cancel()
+        (server,) = await asyncio.gather(opening, return_exceptions=True)
+        if not isinstance(server, BaseException):
+            server.close()
+
+
+async def _opened(settings: Settings, health: _Health) -> asyncio.Server:
+    where, has_told = f"{settings.cron_host}:{settings.cron_port}", False
+    while True:
+        try:
+            return await asyncio.start_server(
+                health.answer, settings.cron_host, settings.cron_port, limit=_LONGEST_HEAD
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigurationError(
+                    f"cron cannot serve its probes on {where}: {error.strerror or error}",
+                    hint="set STREAMQ_CRON_PORT to one above 1023, and STREAMQ_CRON_HOST to an address of this machine",
+                ) from error
+            if not has_told:
+                event(
+                    _log, logging.WARNING, "cron.probes", f"{where} is in use; waiting for it to serve the probes there"
+                )
+            has_told = True
+        await asyncio.sleep(_RETRY_S)
 
 
 class _Health:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from streamq.broker.fanout import FanOutState
 from streamq.cron.health import serving
 from streamq.cron.roster import Roster
 from streamq.cron.watch import Watch
-from streamq.errors import ConfigurationError, HistoryUnavailable, Unavailable
+from streamq.errors import ConfigurationError, HistoryUnavailable
 from streamq.mongo import Mongo, Statuses
 from streamq.schedules.condition import condition_of
 from streamq.schedules.desks import desks
@@ -195,12 +196,33 @@ async def test_probes_and_metrics_tell_of_the_alarm_and_of_its_end(watching, sai
         assert (await client.get("/readyz")).text == "blind\n"
 
 
-async def test_a_port_that_is_taken_or_no_address_of_this_machine_is_named(watching):
+async def test_a_port_that_is_in_use_is_waited_for(watching, said, eventually, monkeypatch):
+    """In a rolling restart the process before still has it."""
+    monkeypatch.setattr("streamq.cron.health._FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr("streamq.cron.health._RETRY_S", 0.02)
+    settings, _, (before, after) = watching
+    await before.check()
+
+    async def answer() -> int:
+        with contextlib.suppress(httpx.TransportError):
+            async with httpx.AsyncClient() as client:
+                return (await client.get(f"http://127.0.0.1:{settings.cron_port}/readyz")).status_code
+        return 0
+
+    async with contextlib.AsyncExitStack() as later:
+        async with serving(settings, before):
+            await later.enter_async_context(serving(settings, after))
+            assert "is in use; waiting for it" in said("cron.probes")[0]["text"]
+            assert await answer() == 503
+        await eventually(lambda: _is(answer, 200), "the next one serves")
+
+
+async def _is(answer, status) -> bool:
+    return await answer() == status
+
+
+async def test_an_address_of_another_machine_is_named(watching):
     settings, _, (watch, _) = watching
-    async with serving(settings, watch):
-        with pytest.raises(Unavailable, match=f"cron cannot serve its probes on 127.0.0.1:{settings.cron_port}"):
-            async with serving(settings, watch):
-                pass
     with pytest.raises(ConfigurationError, match="cron cannot serve its probes on 203.0.113.7:"):
         async with serving(Settings(cron_host="203.0.113.7", cron_port=settings.cron_port), watch):
             pass
