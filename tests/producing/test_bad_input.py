@@ -154,7 +154,7 @@ async def test_any_text_may_be_a_user_key_and_a_dedup_key(app, work, text):
 
 def test_an_option_that_does_not_exist_is_refused(nowhere):
     """With the list of those that do."""
-    with pytest.raises(TypeError, match="'dely' is not an option of a job .known: at, deadline, dedup"):
+    with pytest.raises(TypeError, match="'dely' is not an option of a job .known: at, .*deadline, dedup"):
         nowhere.options(dely=1)
 
 

@@ -76,11 +76,14 @@ places = st.integers(0, 5)
 few = st.integers(0, 3)
 wants = st.sampled_from([2, 1, 3, 0])
 seldom = st.sampled_from([False, False, False, True])
-new_jobs = st.tuples(places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans())
-"""Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result."""
+scopes = st.sampled_from(["", "k", "s", "d", "t", ""])
+new_jobs = st.tuples(places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes)
+"""Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result, dedup scope."""
+WORDS = {"": "", "s": "s", "k": "k", "t": f"t{LONG_MS}", "d": f"d{LONG_MS * 2}"}
+"""Scopes as `add` takes them."""
 outcomes = st.lists(st.sampled_from(OUTCOMES), max_size=3)
 
-PickedJob = tuple[int, int, bool, int, bool, bool]
+PickedJob = tuple[int, int, bool, int, bool, bool, str]
 Shares = list[Read]
 
 
@@ -96,8 +99,13 @@ class Live:
     lock: str | None = None
     window: bool = False
     keep: bool = False
+    scope: str = ""
     token: str | None = None
     """None until it is looked up: Redis makes the ids of entries."""
+    mark: str = ""
+    """`~`: debounced; `>` and a name: kept behind that job."""
+    is_released: bool = False
+    """Due since this very call."""
     is_delayed: bool = False
     is_due: bool = False
     waits_for: str | None = None
@@ -107,6 +115,11 @@ class Live:
     delivery: int = 0
     crashes: int = 0
     fence: int = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether a worker has it."""
+        return self.holder not in (None, HANDBACK)
 
     @property
     def entry(self) -> str:
@@ -122,7 +135,7 @@ class Model:
     ends: Counter[str] = field(default_factory=Counter)
     """How often a job of that name has ended."""
     locks: dict[str, tuple[str, bool]] = field(default_factory=dict)
-    """Dedup key to the job that holds it, and whether only for the window after its end."""
+    """Dedup key to the job that holds it, and whether for a time only."""
     books: dict[str, int] = field(default_factory=dict)
     """Worker to 2: lives, 1: its last beat is old, 0: given up."""
     is_paused: bool = False
@@ -137,11 +150,34 @@ class Model:
         self.ends[name] += 1
         if job.keep:
             self.results.add(name)
-        if job.lock and self.locks.get(job.lock) == (name, False):
-            if job.window:
-                self.locks[job.lock] = (name, True)
-            else:
-                del self.locks[job.lock]
+        holder, is_timed = self.locks.get(job.lock or "", ("", False))
+        if job.lock is None or holder != name:
+            self.release(holder, behind=name)
+        elif job.window and job.scope != "t":
+            self.locks[job.lock] = (name, True)
+        elif job.scope != "t" or not is_timed:
+            del self.locks[job.lock]
+
+    def end_by_cancelling(self, name: str) -> None:
+        """A waiting job is cancelled: time does not keep its key, and one that was kept gives it back."""
+        job = self.live.pop(name)
+        self.ends[name] += 1
+        if job.keep:
+            self.results.add(name)
+        holder, _ = self.locks.get(job.lock or "", ("", False))
+        if job.lock is None or holder != name:
+            self.release(holder, behind=name)
+        elif job.mark[1:] in self.live:
+            self.locks[job.lock] = (job.mark[1:], False)
+        else:
+            del self.locks[job.lock]
+
+    def release(self, holder: str, *, behind: str) -> None:
+        """What was kept behind a job that has ended is due."""
+        kept = self.live.get(holder)
+        if kept is not None and kept.mark == ">" + behind:
+            kept.mark, kept.token = "", None
+            kept.is_due = kept.is_released = True
 
     def hand_back(self, job: Live) -> None:
         """A delivery is free to take."""
@@ -156,7 +192,8 @@ class Seen:
         index, delayed, payload, workers, outbox, dead, pause, lanes, keys = raw
         self.raw = raw
         self.index = _pairs(index)
-        self.delayed = {_text(name) for name in delayed[::2]}
+        self.due = {_text(name): float(due) for name, due in zip(delayed[::2], delayed[1::2], strict=True)}
+        self.delayed = set(self.due)
         self.payload = set(_pairs(payload))
         self.workers = {_text(name): float(beat) for name, beat in zip(workers[::2], workers[1::2], strict=True)}
         self.outbox = [(_text(fields[0]), _pairs(fields[2:])) for _, fields in outbox]
@@ -284,9 +321,12 @@ class QueueMachine(RuleBasedStateMachine):
         """Compare with the server, and learn the ids that it made."""
         self.seen = self.bench.look()
         for name, job in self.model.live.items():
+            job.is_released = False
             if job.token is None:
                 job.token = self.seen.index[name]
-                assert job.token == "z" if job.is_delayed else re.fullmatch(rf"{job.digit}\d+-\d+", job.token)
+                assert (
+                    job.token == f"z{job.mark}" if job.is_delayed else re.fullmatch(rf"{job.digit}\d+-\d+", job.token)
+                )
 
     def worker(self, number: int) -> str:
         """Choose a worker: mostly one that lives, and one in four times any that ever was."""
@@ -305,7 +345,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.join()
         if not any(self.known[name] for name in self.names if self._lives(name)):
             if not any(any(waiting) for waiting in self.seen.unread.values()):
-                self.add([(1, 1 + self.calls % 6, False, self.calls % 3 - 1, self.calls % 2 == 0, False)])
+                self.add([(1, 1 + self.calls % 6, False, self.calls % 3 - 1, self.calls % 2 == 0, False, "")])
             self._cycle(self.worker(0), [], want=2)
 
     @initialize()
@@ -320,11 +360,15 @@ class QueueMachine(RuleBasedStateMachine):
         """Enqueue up to three jobs in one call."""
         self.calls += 1
         jobs, expected = [], []
-        for place, digit, is_delayed, lock, window, keep in picked:
+        for place, digit, is_delayed, lock, window, keep, picked_scope in picked:
             name, key = self._name(place), LOCKS[lock] if lock >= 0 else None
-            job = Live(name, digit, key, window, keep, is_delayed=is_delayed)
-            envelope = Envelope("h", dedup=key, dedup_window_ms=LONG_MS * window, keep_result_ms=LONG_MS * keep)
-            jobs.append(NewJob(name, digit, encode_envelope(envelope), LONG_MS * is_delayed, key))
+            scope = picked_scope if key else ""
+            is_late = is_delayed or scope == "d"
+            job = Live(name, digit, key, window, keep, scope, is_delayed=is_late)
+            envelope = Envelope(
+                "h", dedup=key, dedup_window_ms=LONG_MS * window, dedup_scope=scope, keep_result_ms=LONG_MS * keep
+            )
+            jobs.append(NewJob(name, digit, encode_envelope(envelope), LONG_MS * is_late, key, WORDS[scope]))
             expected.append(self._added(job))
         added = self.run(self.partition.add("p", self.calls, jobs, cursor="here"))
         assert list(added.results) == expected
@@ -346,11 +390,39 @@ class QueueMachine(RuleBasedStateMachine):
         if job.id in model.live:
             return "p"
         if job.lock is not None:
-            if job.lock in model.locks:
-                return "d" + model.locks[job.lock][0]
-            model.locks[job.lock] = (job.id, False)
+            result = self._stands_in(job, *model.locks.get(job.lock, ("", False)))
+            if result:
+                return result
+            model.locks[job.lock] = (job.id, job.scope == "t")
         model.live[job.id] = job
         return "n"
+
+    def _stands_in(self, job: Live, name: str, is_timed: bool) -> str:
+        """Tell what a call comes to, given who holds its key; nothing: a new job, which may be kept."""
+        holder = self.model.live.get(name)
+        if job.scope == "d":
+            job.mark = "~"
+        if holder is None:
+            return "d" + name if is_timed else ""
+        if job.scope == "s" and holder.runs:
+            return ""
+        if job.scope == "d" and not holder.mark.startswith(">"):
+            return self._replaced(holder, job) if holder.mark == "~" else ""
+        if job.scope == "k":
+            if holder.mark.startswith(">"):
+                return self._replaced(holder, job)
+            if holder.runs or (holder.is_delayed and not holder.mark):
+                job.mark, job.is_delayed = ">" + name, True
+                return ""
+        return "d" + name
+
+    def _replaced(self, holder: Live, job: Live) -> str:
+        """The waiting job gets what the new call brought, and a new time."""
+        holder.digit, holder.window, holder.keep = job.digit, job.window, job.keep
+        holder.is_due = False
+        if holder.mark[1:] not in self.model.live and holder.mark != "~":
+            holder.mark, holder.token, holder.is_due = "", None, True
+        return "r" + holder.id
 
     @precondition(lambda self: self.calls)
     @rule()
@@ -508,7 +580,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(number=places)
     def let_time_pass(self, number: int) -> None:
         """For a delayed job, and for the windows of dedup keys."""
-        waiting = [job for job in self.model.live.values() if job.is_delayed]
+        waiting = [job for job in self.model.live.values() if job.is_delayed and not job.mark.startswith(">")]
         delayed = [job for job in waiting if job.waits_for is None or job.waits_for[0] == "?"]
         if delayed:
             job = delayed[number % len(delayed)]
@@ -533,11 +605,10 @@ class QueueMachine(RuleBasedStateMachine):
                 self.run(self.orders.cancel(name))
             return
         job = self.model.live[name]
-        runs = job.holder not in (None, HANDBACK)
+        runs = job.runs
         assert self.run(self.orders.cancel(name)) == ("asked" if runs else "cancelled")
         if not runs:
-            job.window = False
-            self.model.end(name)
+            self.model.end_by_cancelling(name)
         self.look()
 
     @precondition(lambda self: self.seen.dead)
@@ -548,16 +619,17 @@ class QueueMachine(RuleBasedStateMachine):
         name, raw = fields["j"], fields["d"].encode()
         envelope = decode_envelope(raw)
         answer = self.run(self.orders.replay(letter, name, raw, "high"))
-        holder, is_window = self.model.locks.get(envelope.dedup or "", ("", True))
+        holder, _ = self.model.locks.get(envelope.dedup or "", ("", True))
         if name in self.model.live:
             assert answer == ("alive", "")
-        elif not is_window:
+        elif holder in self.model.live:
             assert answer == ("held", holder)
         else:
             assert answer == ("replayed", "")
             window, keep = bool(envelope.dedup_window_ms), bool(envelope.keep_result_ms)
             fence = (envelope.starts << 16) | 0xFFFF
-            self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, fence=fence)
+            scope = envelope.dedup_scope
+            self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, scope, fence=fence)
             self.model.letters[name] -= 1
             self.model.results.discard(name)
             if envelope.dedup:
@@ -696,10 +768,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _promoted(self, unread: dict[int, list[str | None]]) -> None:
         """Jobs that are due move into their lanes."""
-        for job in sorted(self.model.live.values(), key=lambda job: job.id):
+        for job in sorted(self.model.live.values(), key=self._due_order):
             if job.is_due:
-                job.is_due = job.is_delayed = False
-                job.token = job.waits_for = None
+                job.is_due = job.is_delayed = job.is_released = False
+                job.token, job.mark, job.waits_for = None, "", None
                 unread[job.digit].append(job.id)
 
     def _lifted(self, unread: dict[int, list[str | None]]) -> None:
@@ -711,6 +783,9 @@ class QueueMachine(RuleBasedStateMachine):
                 job.token = job.waits_for = None
                 unread[job.digit].append(job.id)
             del self.model.blocks[name]
+
+    def _due_order(self, job: Live) -> tuple[bool, float, str]:
+        return job.is_released, self.seen.due.get(job.id, 0.0), job.id
 
     def _taken_over(
         self, name: str, want: int, was_away: bool, unread: dict[int, list[str | None]], taken: list[tuple[str, str]]
