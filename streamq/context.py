@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamq.clock import from_ms
+from streamq.clock import from_ms, now_ms
 from streamq.errors import StreamQError
+from streamq.notes import Notes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from streamq.job import Delivery, Envelope
@@ -33,6 +35,24 @@ class JobContext:
     deadline: datetime | None
     occurrence: str | None
     headers: dict[str, str]
+    _delivery: Delivery = field(repr=False, compare=False)
+    _told: Callable[[Delivery], None] = field(repr=False, compare=False)
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Tell how far the job has come, from 0 to 1. Cheap: what is written down is the latest, a few times a second."""
+        self._notes().come_to(fraction, note)
+        self._told(self._delivery)
+
+    def log(self, line: str) -> None:
+        """Add a line to the job's own log, which is kept with its status; the last hundred lines are."""
+        self._notes().say(now_ms(), line)
+        self._told(self._delivery)
+
+    def _notes(self) -> Notes:
+        notes = self._delivery.notes
+        if notes is None:
+            notes = self._delivery.notes = Notes()
+        return notes
 
     @property
     def is_last_attempt(self) -> bool:
@@ -47,11 +67,13 @@ class Place:
     again.
     """
 
-    __slots__ = ("delivery", "max_attempts")
+    __slots__ = ("delivery", "max_attempts", "on_notes")
 
-    def __init__(self) -> None:
+    def __init__(self, on_notes: Callable[[Delivery], None] = lambda _: None) -> None:
         self.delivery: Delivery | None = None
         self.max_attempts = 0
+        self.on_notes = on_notes
+        """Called, from any thread, when a handler has told something of its job."""
 
 
 place: ContextVar[Place] = ContextVar("streamq_place")
@@ -67,19 +89,21 @@ def current_job() -> JobContext:
     delivery = here.delivery if here is not None else None
     if here is None or delivery is None or delivery.envelope is None:
         raise StreamQError("no job runs here: current_job() is for code that a handler calls")
-    return _context(delivery, delivery.envelope, here.max_attempts)
+    return _context(delivery, delivery.envelope, here)
 
 
-def _context(delivery: Delivery, envelope: Envelope, max_attempts: int) -> JobContext:
+def _context(delivery: Delivery, envelope: Envelope, here: Place) -> JobContext:
     return JobContext(
         id=delivery.id.decode(),
         handler=envelope.handler,
         key=envelope.key,
         attempt=envelope.attempt,
-        max_attempts=max_attempts,
+        max_attempts=here.max_attempts,
         fence=(envelope.starts << 16) | delivery.delivery,
         enqueued_at=from_ms(delivery.enqueued_ms),
         deadline=from_ms(envelope.deadline_ms) if envelope.deadline_ms else None,
         occurrence=envelope.occurrence,
         headers=envelope.headers,
+        _delivery=delivery,
+        _told=here.on_notes,
     )

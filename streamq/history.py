@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streamq.clock import from_ms
 from streamq.job import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from streamq.mongo import Statuses
 
-__all__ = ["ErrorGroup", "Errors", "Filter", "History", "JobStatus", "Page", "Round", "errors_of"]
+__all__ = ["ErrorGroup", "Errors", "Filter", "History", "JobStatus", "Page", "Round", "errors_of", "notes_told"]
 
 READ_LIMIT_S = 2.0
 COUNT_LIMIT_S = 30.0
@@ -21,7 +22,7 @@ GROUP_LIMIT_S = 4.0
 
 _NEWEST_FIRST = (("enqueued_at", -1), ("_id", -1))
 _LATEST_END_FIRST = (("finished_at", -1), ("_id", -1))
-_LONG_FIELDS = ("result",)
+_LONG_FIELDS = ("result", "log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,12 @@ class JobStatus:
     schedule: str | None = None
     attempts: Sequence[Mapping[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Oldest first, the last 20."""
+    progress: Mapping[str, Any] | None = None
+    """`fraction` from 0 to 1, and `note`, as the handler of the last attempt told it."""
+    log: Sequence[Mapping[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Lines that the handler of the last attempt told, each with `at` and `line`, oldest first; the last 100."""
+    log_lines: int = 0
+    """How many lines it told in all."""
     version: int = 0
 
     @property
@@ -334,6 +341,16 @@ def _times(which: Filter, after: tuple[datetime, str] | None) -> dict[str, Any]:
     behind = [{"enqueued_at": {"$lt": enqueued_at}}, {"enqueued_at": enqueued_at, "_id": {"$lt": job_id}}]
     # The first line says nothing new, but it is what bounds the walk through the index.
     return {"enqueued_at": {**span, "$lte": enqueued_at}, "$or": behind}
+
+
+def notes_told(progress: Sequence[Any] | None, log: Iterable[Sequence[Any]], log_lines: int) -> dict[str, Any]:
+    """Describe what a handler told of its job, in the fields of `JobStatus`; see `Notes.as_record`."""
+    fields: dict[str, Any] = {}
+    if progress is not None:
+        fields["progress"] = {"fraction": progress[0], "note": progress[1]}
+    if log_lines:
+        fields |= {"log": [{"at": from_ms(at_ms), "line": line} for at_ms, line in log], "log_lines": log_lines}
+    return fields
 
 
 def status_of(document: Mapping[str, Any]) -> JobStatus:

@@ -23,6 +23,8 @@ from streamq.clock import to_ms, utc_now
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from streamq.notes import Notes
+
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Crashed", "Dead", "Delivery",
     "Dropped", "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "RateLimited", "Released", "Retry",
@@ -137,7 +139,19 @@ def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
 class Delivery:
     """One handing of a job to this worker. `token` is what the index holds while the job is ours."""
 
-    __slots__ = ("crashes", "delivery", "digit", "enqueued_ms", "envelope", "id", "raw", "taken_at", "token", "why")
+    __slots__ = (
+        "crashes",
+        "delivery",
+        "digit",
+        "enqueued_ms",
+        "envelope",
+        "id",
+        "notes",
+        "raw",
+        "taken_at",
+        "token",
+        "why",
+    )
 
     def __init__(self, digit: int, token: bytes, job_id: bytes, raw: bytes, enqueued_ms: int, taken_at: float) -> None:
         self.digit = digit
@@ -152,6 +166,8 @@ class Delivery:
         self.envelope: Envelope | None = None
         self.why = ""
         """What makes the job slow; empty for a fast one."""
+        self.notes: Notes | None = None
+        """What its handler has told of it; None: nothing."""
 
 
 @dataclass(slots=True)

@@ -130,6 +130,10 @@ class Keys:
         """Return the string that holds the id of the job with this dedup key."""
         return f"{self.tag}:dedup:{key}"
 
+    def notes(self, job_id: str) -> str:
+        """Return the string that holds what the handler of a running job has told."""
+        return f"{self.tag}:notes:{job_id}"
+
     def result(self, job_id: str) -> str:
         """Return the stream that holds the result of a job that asked for it to be kept."""
         return f"{self.tag}:result:{job_id}"

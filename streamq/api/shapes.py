@@ -71,6 +71,20 @@ class Attempt(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
+class Progress(msgspec.Struct):
+    """How far a job has come, as its handler says."""
+
+    fraction: float
+    note: str
+
+
+class LogLine(msgspec.Struct):
+    """A line of a job's own log."""
+
+    at: Moment
+    line: str
+
+
 class Job(msgspec.Struct):
     """A job. What is not known is null; lists leave the result out."""
 
@@ -96,6 +110,11 @@ class Job(msgspec.Struct):
     occurrence: str | None
     schedule: str | None
     attempts: list[Attempt]
+    progress: Progress | None
+    log: list[LogLine]
+    """What the handler of the last attempt has logged, oldest first: the last 100 lines. Lists leave them out."""
+    log_lines: int
+    """How many there were in all."""
     version: int
     stale: bool = False
 

@@ -20,7 +20,7 @@ from streamq.broker.server import Broker
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
 from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
-from streamq.history import History, JobStatus
+from streamq.history import History, JobStatus, notes_told
 from streamq.keys import Keys
 from streamq.lanes import reason_of
 from streamq.logs import event
@@ -207,7 +207,9 @@ class Stores:
         """Ask Redis for a live job, whichever queue it is in."""
         for queue in self._views:
             if place := (await self.locate(queue, [job_id])).get(job_id):
-                return _of_place(queue, place)
+                told = await self.redis.ask(self._views[queue].notes, job_id)
+                notes = notes_told(told.get("p"), told.get("lg", ()), told.get("ln", 0))
+                return replace(_of_place(queue, place), **notes)
         return None
 
     async def newest(self, limit: int) -> list[JobStatus]:

@@ -361,6 +361,11 @@ class Inspection:
                     found[job_id] = place
         return found
 
+    async def notes(self, job_id: str) -> dict[str, Any]:
+        """Return what the handler of a running job has told, as `Notes.as_record` has it; empty if nothing."""
+        raw = await self._wire.call("GET", self.keys.notes(job_id).encode("utf-8", "replace"))
+        return dict(msgspec.json.decode(raw)) if raw else {}
+
     async def holder(self, dedup_key: str) -> str | None:
         """Return the id of the job that holds a dedup key; it may have ended if the key has a window."""
         try:

@@ -25,6 +25,7 @@ BATCH = 128
 """The most rows of a section in one script call; it bounds how long Redis is busy with one."""
 
 _PRODUCER_KEPT_MS = 86_400_000
+_NOTES_KEPT_MS = 86_400_000
 
 MOST_SLOW_KEYS = 100_000
 """Slow keys that are remembered; beyond that the least slow ones go."""
@@ -357,6 +358,17 @@ class Partition:
             if not again:
                 break
         return int(handed)
+
+    async def note(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep what handlers tell of their jobs, for a day at most.
+
+        Args:
+            rows: Job id, and the JSON text; an empty one deletes it.
+        """
+        names = [(self.keys.notes(job_id.decode()), text) for job_id, text in rows]
+        await self._wire.pipeline(
+            [("SET", name, text, "PX", _NOTES_KEPT_MS) if text else ("DEL", name) for name, text in names]
+        )
 
     async def leave(self, consumer: str) -> None:
         """Take the worker off the books; what it still holds is handed back first."""

@@ -45,7 +45,7 @@ async def _found(settings: Settings, job_id: str) -> Mapping[str, Any]:
         names, settings = ", ".join(queue.name for queue in server.queues), server.settings
         for queue in server.queues:
             if place := await queue.view.locate(job_id):
-                return _described(queue.name, place)
+                return _described(queue.name, place) | _told(await queue.view.notes(job_id))
     if settings.history and (document := await _remembered(settings, job_id)):
         return {"id": document.pop("_id")} | {name: document[name] for name in document if name != "version"}
     raise JobNotFound(
@@ -132,3 +132,18 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
         "args": envelope.args,
         "kwargs": envelope.kwargs,
     }
+
+
+def _told(notes: dict[str, Any]) -> dict[str, Any]:
+    from streamq.history import notes_told
+
+    return notes_told(notes.get("p"), notes.get("lg", ()), notes.get("ln", 0))
+
+
+@jobs.command("logs")
+@click.argument("job_id")
+@setting_options("app", "queues", "mongodb_database", "history", short=False)
+@output_options
+def show_log(settings: Settings, job_id: str, out: Output) -> None:
+    """Print the lines that a job's handler has logged, the last hundred, oldest first."""
+    out.rows(list(asyncio.run(_found(settings, job_id)).get("log", ())), ["at", "line"], id_of="line")

@@ -42,7 +42,18 @@ _BY_ID = "_id_"
 _LONG = ("attempts", "error", "result")
 
 # What may be left of an earlier status and is no longer true.
-_CLEARED_BY_RECORDED = ("due_at", "error", "expires_at", "finished_at", "result", "result_error", "run_ms")
+_CLEARED_BY_RECORDED = (
+    "due_at",
+    "error",
+    "expires_at",
+    "finished_at",
+    "log",
+    "log_lines",
+    "progress",
+    "result",
+    "result_error",
+    "run_ms",
+)
 _CLEARED_BY_SEEN = ("due_at", "expires_at", "finished_at", "result", "result_error", "run_ms")
 
 # Refusals that are about a document, raised before anything is sent.

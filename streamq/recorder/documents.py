@@ -10,6 +10,7 @@ import orjson
 from streamq.broker.outbox import version_of
 from streamq.clock import from_ms
 from streamq.codec import decode_envelope
+from streamq.history import notes_told
 from streamq.job import State
 from streamq.lanes import reason_of
 from streamq.mongo import StatusWrite
@@ -75,7 +76,8 @@ class Record(
     rename={
         "state": "s", "handler": "h", "user": "u", "attempt": "n", "max_attempts": "m", "lane": "l",
         "enqueued_ms": "e", "begun_ms": "b", "finished_ms": "f", "due_ms": "d", "occurrence": "o", "crashes": "c",
-        "result": "r", "result_error": "z", "error": "x", "why_slow": "y",
+        "result": "r", "result_error": "z", "error": "x", "why_slow": "y", "progress": "p", "log": "lg",
+        "log_lines": "ln",
     },
 ):  # fmt: skip
     """What a worker says became of an attempt. Times are the server's; 0 is none."""
@@ -96,6 +98,9 @@ class Record(
     result_error: str | None = None
     error: RecordError | None = None
     why_slow: str = ""
+    progress: tuple[float, str] | None = None
+    log: list[tuple[int, str]] = []
+    log_lines: int = 0
 
 
 _DECODER = msgspec.json.Decoder(Record)
@@ -230,6 +235,7 @@ def _outcome(record: Record) -> dict[str, Any]:
         }
     if raw := bytes(record.result):
         fields |= _result(raw)
+    fields |= notes_told(record.progress, record.log, record.log_lines)
     if record.result_error:
         fields["result_error"] = record.result_error[:_MESSAGE_CHARS]
     return fields

@@ -31,7 +31,8 @@ from streamq.loading import load_app
 from streamq.logs import configure
 from streamq.worker import forks
 from streamq.worker.calls import Calls
-from streamq.worker.pipe import LENGTH, PARK_MS, Ended, FromChild, FromWorker, Hello, Order, Ready, Stop, framed
+from streamq.worker.notebook import EVERY_S
+from streamq.worker.pipe import LENGTH, PARK_MS, Ended, FromChild, FromWorker, Hello, Order, Ready, Stop, Told, framed
 from streamq.worker.run import RunningJob, run
 
 if TYPE_CHECKING:
@@ -128,15 +129,29 @@ class Runner:
         call = _limited(call, spec.memory_limit) if spec.memory_limit else call
         job = RunningJob(delivery, envelope, spec, call, order.begun_ms, self._loop.time())
         job.task = asyncio.current_task()
-        here = Place()
+        here = Place(self._told)
         here.delivery, here.max_attempts = delivery, job.max_attempts
         place.set(here)
         self._job = job
         try:
             return await run(job)
         finally:
+            self._tell(delivery)
             self._job = None
             here.delivery = None
+
+    def _told(self, delivery: Delivery) -> None:
+        """Have the worker told, soon, what a handler has told of its job, on whatever thread."""
+        notes = delivery.notes
+        if notes is not None and not notes.is_new:
+            notes.is_new = True
+            self._loop.call_soon_threadsafe(self._loop.call_later, EVERY_S, self._tell, delivery)
+
+    def _tell(self, delivery: Delivery) -> None:
+        job = self._job  # a thread that a handler has left behind speaks for nobody
+        if job is not None and job.delivery is delivery and delivery.notes is not None and delivery.notes.is_new:
+            delivery.notes.is_new = False
+            self._line.send(Told(delivery.notes.as_record()))
 
 
 def _is_spent(ended: Ended) -> bool:

@@ -6,9 +6,9 @@ ends, or gives the loop back. Signals sent to it must not reach the worker.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from streamq.worker.threads import ThreadCall
@@ -23,15 +23,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP, signal.SIGCONT)
 
 def guard(loop: AbstractEventLoop) -> None:
     """See to it that copies of this process, which runs this loop, stay out of its way. Once in a process."""
-    os.register_at_fork(after_in_child=lambda: _settle_copy(loop))
+    thread = threading.get_ident()
+    os.register_at_fork(after_in_child=lambda: _settle_copy(loop, thread))
 
 
-def _settle_copy(loop: AbstractEventLoop) -> None:
+def _settle_copy(loop: AbstractEventLoop, thread: int) -> None:
     signal.set_wakeup_fd(-1)  # a signal to the copy would be written into the worker's own pipe
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     ThreadCall.leave_copy = _end
-    if asyncio._get_running_loop() is loop:  # noqa: SLF001 - the public one raises, and this may be a thread  # pyright: ignore[reportPrivateUsage]
+    if threading.get_ident() == thread:
         loop.call_soon(_end)
 
 

@@ -1,21 +1,21 @@
 """What a worker and a child that runs jobs for it say to each other: JSON over a socket, each message behind its length.
 
-The worker says Hello once, then Order and Stop; the child says Ready once, then Ended for each Order. The end of the
+The worker says Hello once, then Order and Stop; the child says Ready once, then Told, any number of times, and Ended for each Order. The end of the
 line means that the other is gone.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 
-from streamq.job import Cancelled, Completed, Crashed, Dead, Dropped, Outcome, Released, Retrying, Snoozed
+from streamq.job import Completed, Outcome
 from streamq.settings import Settings  # noqa: TC001 - msgspec reads the annotations of messages
 from streamq.worker.run import Stop as Why  # noqa: TC001
 from streamq.worker.settle import Encoded, encoded_result
 
-__all__ = ["LENGTH", "PARK_MS", "Ended", "FromChild", "FromWorker", "Hello", "Order", "Ready", "Stop", "framed"]
+__all__ = ["LENGTH", "PARK_MS", "Ended", "FromChild", "FromWorker", "Hello", "Order", "Ready", "Stop", "Told", "framed"]
 
 PARK_MS = 5_000
 """A job that a child cannot run waits that long before it is offered to all workers again."""
@@ -23,7 +23,7 @@ LENGTH = 4
 """Bytes in front of each message: how long it is, most significant first."""
 
 _ENCODER = msgspec.json.Encoder()
-_KINDS = {kind.__name__: kind for kind in (Cancelled, Completed, Crashed, Dead, Dropped, Released, Retrying, Snoozed)}
+_KINDS = {kind.__name__: kind for kind in get_args(Outcome)}
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -56,6 +56,12 @@ class Ready(msgspec.Struct, tag=True):
     problem: str = ""
 
 
+class Told(msgspec.Struct, tag=True):
+    """What the handler has told of the job so far; see `Notes.as_record`."""
+
+    notes: dict[str, Any]
+
+
 class Ended(msgspec.Struct, tag=True):
     """What the job came to."""
 
@@ -83,7 +89,7 @@ class Ended(msgspec.Struct, tag=True):
 
 
 FromWorker = Hello | Order | Stop
-FromChild = Ready | Ended
+FromChild = Ready | Told | Ended
 
 
 def framed(message: FromWorker | FromChild) -> bytes:

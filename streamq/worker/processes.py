@@ -21,13 +21,16 @@ import msgspec
 from streamq.errors import ConfigurationError
 from streamq.job import Completed, Snoozed
 from streamq.logs import event
+from streamq.notes import Notes
 from streamq.process import exit_words
-from streamq.worker.pipe import LENGTH, PARK_MS, Ended, FromChild, FromWorker, Hello, Order, Ready, Stop, framed
+from streamq.worker.pipe import LENGTH, PARK_MS, Ended, FromChild, FromWorker, Hello, Order, Ready, Stop, Told, framed
 from streamq.worker.run import Decided, ProcessDied, Stop as Why
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
+    from collections.abc import Callable
 
+    from streamq.job import Delivery
     from streamq.registry import Registry
     from streamq.settings import Settings
     from streamq.worker.run import RunningJob
@@ -59,6 +62,7 @@ class Child:
         self._answer: asyncio.Future[Ready | Ended] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
         self.is_spent = False
+        self.on_told: Callable[[Told], None] = lambda _: None
 
     @classmethod
     async def start(cls, settings: Settings) -> Child:
@@ -69,12 +73,17 @@ class Child:
             ProcessDied: It died over it.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-u", "-m", "streamq.worker.child", str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
-        child = cls(process, *await asyncio.open_connection(sock=ours))
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-u", "-m", "streamq.worker.child", str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            writer.close()
+            raise
+        child = cls(process, reader, writer)
         try:
             ready = await child.ask(Hello(settings))
         except BaseException:
@@ -140,6 +149,9 @@ class Child:
             while True:
                 length = int.from_bytes(await self._reader.readexactly(LENGTH), "big")
                 message = _DECODER.decode(await self._reader.readexactly(length))
+                if isinstance(message, Told):
+                    self.on_told(message)
+                    continue
                 self.is_spent = isinstance(message, Ended) and message.is_spent
                 if not self._answer.done():
                     self._answer.set_result(message)
@@ -159,8 +171,10 @@ class Child:
 class Processes:
     """The children of a worker. There are never more than jobs that run at once, and none before the first one."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_notes: Callable[[Delivery], None]) -> None:
+        """Take what children need to know, and whom to tell when a handler there has told something of its job."""
         self._settings = settings
+        self._on_notes = on_notes
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._warming: asyncio.Task[None] | None = None
@@ -195,6 +209,12 @@ class Processes:
         child = await self._child_for(job)
         self._busy.add(child)
         delivery = job.delivery
+
+        def told(message: Told) -> None:
+            delivery.notes = Notes.of(message.notes)
+            self._on_notes(delivery)
+
+        child.on_told = told
         order = Order(delivery.id, delivery.raw, delivery.digit, delivery.enqueued_ms, delivery.delivery, job.begun_ms)
         try:
             ended: Ready | Ended | None = await child.ask(order)

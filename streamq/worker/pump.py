@@ -330,17 +330,22 @@ class Pump:
 
     def return_unrun(self, deliveries: list[Delivery]) -> None:
         """Hand deliveries back; if the call fails, they come back with the lease, or when this worker is gone."""
-        task = self._loop.create_task(self._release(deliveries))
+        task = self._loop.create_task(self.release(deliveries))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
 
-    async def _release(self, deliveries: list[Delivery]) -> None:
+    async def release(self, deliveries: list[Delivery]) -> None:
+        """Hand deliveries back, and wait until that is done or has failed."""
         try:
             await self._partition.release(self.consumer, deliveries)
         except (BrokerUnavailable, OSError):
             self._in_doubt = True  # the next turn finds them as strays
         self._hungry = True
         self._wake.set()
+
+    async def note_down(self, rows: list[tuple[bytes, bytes]]) -> None:
+        """Keep what handlers tell of their jobs; see `Partition.note`."""
+        await self._partition.note(rows)
 
     # Waiting.
 

@@ -98,11 +98,18 @@ def _record(delivery: Delivery, state: str, begun_ms: int, finished_ms: int) -> 
             record["m"] = envelope.max_attempts
         if envelope.crashes:
             record["c"] = envelope.crashes
+    if delivery.crashes or delivery.why or delivery.notes is not None:
+        _add_rarities(record, delivery)
+    return record
+
+
+def _add_rarities(record: dict[str, Any], delivery: Delivery) -> None:
     if delivery.crashes:
         record["c"] = record.get("c", 0) + delivery.crashes
     if delivery.why:
         record["y"] = delivery.why
-    return record
+    if delivery.notes is not None:
+        record |= delivery.notes.as_record()
 
 
 def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_ms: int) -> Settled:

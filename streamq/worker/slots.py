@@ -20,6 +20,7 @@ from streamq.errors import LeaseLost
 from streamq.job import Completed, Crashed, Delivery, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
+from streamq.worker.notebook import Notebook
 from streamq.worker.processes import Processes
 from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
 from streamq.worker.settle import settle
@@ -43,6 +44,7 @@ _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
 STUCK_S = 10.0
 """A handler that was interrupted and has not ended after this long does not heed it."""
+_LOOK_AGAIN_S = 1.0
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES, _ALL_LANES = 3, 6
@@ -65,7 +67,8 @@ class Slots:
         self.on_rename: Callable[[], None] = lambda: None
         self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
         self.on_stuck: Callable[[RunningJob], None] = lambda _: None
-        self.processes = Processes(settings)
+        self.notebook = Notebook()
+        self.processes = Processes(settings, self._told)
         self.processes.prepare(registry)
         self._calls = Calls(registry, threads, self.processes.run)
         self._capacity = settings.worker_concurrency
@@ -206,17 +209,45 @@ class Slots:
         task.add_done_callback(self._tasks.discard)
 
     def _start_suspect(self) -> None:
-        for pump in self.pumps:
-            if pump.suspects:
-                pump.buffer.append(pump.suspects.popleft())
-                self._start_slot()
-                self._alone = True
-                return
+        held = [(pump, delivery) for pump in self.pumps for delivery in pump.suspects]
+        if not held:
+            return
+        self._alone = True
+        (pump, suspect), *others = held
+        if others:
+            task = self._loop.create_task(self._start_alone(pump, suspect))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._run_alone(pump, suspect)
+
+    async def _start_alone(self, pump: Pump, suspect: Delivery) -> None:
+        """Start a suspect once all others are handed back: what a dying worker holds is blamed, whether it ran or not."""
+        for each in self.pumps:
+            others = [delivery for delivery in each.suspects if delivery is not suspect]
+            for delivery in others:
+                each.suspects.remove(delivery)
+            if others:
+                await each.release(others)
+        self._run_alone(pump, suspect)
+
+    def _run_alone(self, pump: Pump, suspect: Delivery) -> None:
+        if suspect not in pump.suspects:  # a drain has handed it back
+            self._alone = False
+            return
+        for each in self.pumps:
+            beside = list(each.buffer)
+            each.buffer.clear()
+            if beside:
+                each.return_unrun(beside)
+        pump.suspects.remove(suspect)
+        pump.buffer.append(suspect)
+        self._start_slot()
 
     async def _slot(self) -> None:
         """Run jobs while there are any."""
         self._starting -= 1
-        here = Place()
+        here = Place(self._told)
         place.set(here)
         clean = contextvars.copy_context()
         try:
@@ -228,6 +259,7 @@ class Slots:
                 self._end(delivery, pump, outcome, job)
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
                 if job is not None and (job.stop or contextvars.copy_context() != clean):
+                    self._capacity -= job.is_stuck
                     break
                 if self._alone or (self._burst and self._active > self._capacity + self._lent()):
                     break
@@ -286,6 +318,18 @@ class Slots:
             self._rate = self._rate_count / window_s
             self._rate_from, self._rate_count = now, 0
 
+    def _told(self, delivery: Delivery) -> None:
+        """Have it written down what a handler has told of its job, on whatever thread."""
+        notes = delivery.notes
+        if notes is not None and not notes.is_new:
+            notes.is_new = True
+            self._loop.call_soon_threadsafe(self._note, delivery)
+
+    def _note(self, delivery: Delivery) -> None:
+        found = self.running.get(delivery.id)
+        if found is not None and found[0].delivery is delivery:
+            self.notebook.take(delivery, found[1])
+
     # Ending.
 
     def _end(self, delivery: Delivery, pump: Pump, outcome: Outcome, job: RunningJob | None) -> None:
@@ -296,6 +340,8 @@ class Slots:
         item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
             pump.finish(item)
+        if delivery.notes is not None:
+            self.notebook.tear_out(delivery, pump)
         kind = type(outcome).__name__.lower()
         self.counters[kind] += 1
         self._meter(delivery, pump, kind, job)
@@ -367,6 +413,7 @@ class Slots:
                     self.stop_job(job, Stop.TIMEOUT)
             elif not job.is_stuck and now - job.stopped_at > STUCK_S:
                 job.is_stuck = True
+                self._capacity += 1  # its slot is replaced: the others' throughput stays
                 self.on_stuck(job)
 
     def stop_all(self, why: Stop) -> None:
@@ -436,9 +483,14 @@ class Slots:
         """How many jobs run."""
         return len(self.running)
 
+    @property
+    def stuck(self) -> list[RunningJob]:
+        """The jobs that were told to stop long ago, and go on."""
+        return [job for job, _ in self.running.values() if job.is_stuck]
+
     def give_up_stuck(self) -> int:
-        """Settle the overdue jobs that do not let go, because this process is about to end and they with it."""
-        stuck = [(job, pump) for job, pump in self.running.values() if job.stop is Stop.TIMEOUT]
+        """Settle the jobs that do not let go, because this process is about to end and they with it."""
+        stuck = [(job, pump) for job, pump in self.running.values() if job.stop is not None]
         for job, pump in stuck:
             job.ended_at = self._loop.time()
             self._end(job.delivery, pump, interrupted(job), job)
@@ -446,9 +498,9 @@ class Slots:
         return len(stuck)
 
     async def idle(self) -> None:
-        """Wait until nothing runs."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        """Wait until nothing runs but what does not let go."""
+        while going_on := self._tasks - {job.task for job in self.stuck}:
+            await asyncio.wait(going_on, timeout=_LOOK_AGAIN_S)
 
     @property
     def capacity(self) -> int:

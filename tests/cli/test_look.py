@@ -305,3 +305,19 @@ def test_clocks_that_differ_are_worth_a_word():
     """Decisions are the server's, but times would read oddly."""
     assert _skew(-2_000).verdict == "OK"
     assert _skew(-2_500) == ("WARN", "clock", "2.5 s from the server's", "set the clocks by NTP")
+
+
+def test_a_job_that_runs_shows_how_far_it_is_and_what_it_has_logged(command, redis_url):
+    """From Redis, where the worker writes it while the handler goes on."""
+    job_id = enqueued(command, "refresh", "user_id=1")
+    assert command("jobs", "logs", job_id).out == ""
+    asyncio.run(_note(redis_url, job_id, b'{"n":1,"p":[0.4,"page 3"],"lg":[[1750000000000,"three pages"]],"ln":1}'))
+    shown = json.loads(command("jobs", "show", job_id, "--json").out)
+    assert shown["progress"] == {"fraction": 0.4, "note": "page 3"}
+    assert [row[1] for row in command("jobs", "logs", job_id).rows] == ["three pages"]
+
+
+async def _note(url: str, job_id: str, text: bytes) -> None:
+    partition = Broker(url).partition("default")
+    await partition.note([(job_id.encode(), text)])
+    await partition.wire.close()

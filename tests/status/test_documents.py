@@ -271,3 +271,11 @@ def test_the_status_of_a_slow_job_says_why_it_is_slow():
     assert status(l="low.slow", y="hint").fields["lane_reason"] == "its cost stands out from those of other jobs"
     assert "lane_reason" not in status(l="normal").fields
     assert "lane_reason" not in status(l="normal", y="a word of a later version").fields
+
+
+def test_what_a_handler_told_of_its_job_stands_in_its_status():
+    """How far it came, and its last lines with their times."""
+    fields = status(p=[0.5, "half"], lg=[[B_MS, "a line"]], ln=7).fields
+    assert fields["progress"] == {"fraction": 0.5, "note": "half"}
+    assert (fields["log"], fields["log_lines"]) == ([{"at": at(B_MS), "line": "a line"}], 7)
+    assert not {"progress", "log", "log_lines"} & set(status().fields)

@@ -238,3 +238,13 @@ async def test_without_redis_queues_are_503_and_lists_go_on(settings, serving, h
             client.post(f"/v1/queues/{hand.keys.queue}:pause"),
         ):
             assert (await request).json()["detail"] == "Redis is away"
+
+
+async def test_a_job_that_runs_tells_how_far_it_is_and_what_it_has_logged(client, hand):
+    """From Redis; the history gets it with the end of the attempt."""
+    await hand.enqueue("live")
+    told = '{"n":1,"p":[0.4,"page 3"],"lg":[[1750000000000,"x"]],"ln":1}'
+    await hand.wire.call("SET", hand.keys.notes("live"), told, "PX", 60_000)
+    job = (await client.get("/v1/jobs/live")).json()
+    assert job["progress"] == {"fraction": 0.4, "note": "page 3"}
+    assert (job["log"], job["log_lines"]) == ([{"at": "2025-06-15T15:06:40.000Z", "line": "x"}], 1)

@@ -67,6 +67,15 @@ async def asks(folder: str) -> int:
 
 
 @caged()
+def tells(folder: str) -> None:
+    current_job().progress(0.5, "half")
+    current_job().log("in there")
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    current_job().progress(1.0)
+
+
+@caged()
 async def odd() -> object:
     return object()
 

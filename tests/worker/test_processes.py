@@ -1,6 +1,7 @@
 """Jobs in processes that can be killed."""
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -11,7 +12,9 @@ import msgspec
 import pytest
 
 from streamq import StreamQ
+from streamq.broker.inspection import Inspection
 from streamq.errors import ConfigurationError, JobFailed
+from streamq.keys import Keys
 from streamq.loading import load_app
 from streamq.worker import Worker
 
@@ -128,6 +131,20 @@ async def test_a_handler_that_does_not_let_go_is_dumped_and_killed_with_what_it_
     await eventually(lambda: not any(is_alive(pid) for pid in found), "they are gone")
     assert f"in {handler}" in capfd.readouterr().err  # where it stood
     assert (await (await kept(cage, "who").enqueue("u")).result())["pid"] not in found
+
+
+async def test_progress_and_log_pass_through_while_the_job_runs_and_with_its_end(cage, worker, tmp_path, eventually):
+    job = await kept(cage, "tells").enqueue(str(tmp_path))
+    wire = cage.client.broker.wire()
+    view = Inspection(wire, Keys("default"))
+    told = await eventually(lambda: view.notes(job.id), "it is told")
+    assert (told["p"], told["lg"][0][1]) == ([0.5, "half"], "in there")
+    (tmp_path / "go").touch()
+    await job.result()
+    ((_, fields),) = await wire.call("XRANGE", Keys("default").outbox, "-", "+")
+    record = json.loads(fields[3])
+    assert (record["p"], record["lg"][0][1]) == ([1.0, ""], "in there")
+    await wire.close()
 
 
 @pytest.mark.parametrize("handler", ["forks_async", "forks_plain", "multiprocesses"])

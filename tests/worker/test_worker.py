@@ -229,7 +229,9 @@ async def test_a_dedup_key_is_free_when_its_job_has_ended_whatever_the_end(app, 
     assert third.is_new
     with pytest.raises(JobFailed):
         await third.result()
-    assert (await one.options(keep_result=KEPT).enqueue("u")).is_new
+    fourth = await one.options(keep_result=KEPT).enqueue("u")
+    assert fourth.is_new
+    assert await fourth.result() is None
 
 
 async def test_what_a_handler_sets_in_its_context_does_not_meet_the_next_job(app, work):

@@ -1,0 +1,95 @@
+"""How much a worker reads: into free slots, and ahead only what will start at once."""
+
+import asyncio
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from streamq.broker.inspection import Inspection
+from streamq.keys import Keys
+from streamq.worker import Worker
+
+KEPT = timedelta(seconds=60)
+
+
+@pytest.fixture
+async def view(app):
+    """What Redis says of the queue."""
+    wire = app.client.broker.wire()
+    yield Inspection(wire, Keys("default"))
+    await wire.close()
+
+
+def told_that_jobs_are_short(worker: Worker) -> None:
+    """Have the worker believe that it has seen many jobs of a millisecond."""
+    slots = worker.slots
+    assert slots is not None
+    slots._mean_s, slots._rate, slots._finished_at = 0.001, 1000.0, asyncio.get_running_loop().time() + 60
+
+
+async def test_jobs_of_unknown_length_are_read_into_free_slots_only(app, work, eventually, view):
+    go = asyncio.Event()
+
+    @app.handler
+    async def waits() -> None:
+        await go.wait()
+
+    jobs = [await waits.options(keep_result=KEPT).enqueue() for _ in range(10)]
+    worker = await work()
+    await eventually(lambda: worker.slots and worker.slots.busy == 4, "every slot runs one")
+    assert worker.slots.room() == 0
+    assert not worker.slots.pumps[0].buffer
+    _, flights = await view.flights(limit=10)
+    assert len(flights) == 4
+    go.set()
+    for job in jobs:
+        await job.result()
+
+
+async def test_as_much_is_read_ahead_as_starts_within_twenty_milliseconds(app, work, eventually):
+    worker = await work()
+    await eventually(lambda: worker.slots and worker.slots.pumps[0].consumer, "it works")
+    assert worker.slots.room() == 4
+    told_that_jobs_are_short(worker)
+    assert worker.slots.room() == 4 + 20
+    worker.slots._mean_s = 0.05
+    assert worker.slots.room() == 4
+    told_that_jobs_are_short(worker)
+    worker.slots._finished_at -= 61
+    assert worker.slots.room() == 4
+
+
+async def test_what_was_read_ahead_and_does_not_start_goes_to_a_worker_that_is_free(
+    app, work, eventually, view, monkeypatch
+):
+    app.settings = msgspec.structs.replace(app.settings, worker_concurrency=1)
+    go = asyncio.Event()
+
+    @app.handler
+    async def long() -> None:
+        await go.wait()
+
+    @app.handler
+    async def short() -> None: ...
+
+    greedy = await work(name="greedy")
+    await eventually(lambda: greedy.slots and greedy.slots.pumps[0].consumer, "it works")
+    greedy.quiet()
+    returned, return_unrun = [], greedy.slots.pumps[0].return_unrun
+    monkeypatch.setattr(greedy.slots.pumps[0], "return_unrun", lambda rows: (returned.extend(rows), return_unrun(rows)))
+    held = await long.options(keep_result=KEPT, priority="high").enqueue()
+    others = [await short.options(keep_result=KEPT).enqueue() for _ in range(5)]
+    told_that_jobs_are_short(greedy)
+    greedy.resume()
+    await eventually(lambda: greedy.slots.busy == 1, "the long one runs")
+    await work(name="free")
+    for other in others:
+        await other.result()
+    assert {delivery.id.decode() for delivery in returned} == {other.id for other in others}
+    assert greedy.slots.busy == 1
+    assert greedy.slots.counters["completed"] == 0
+    _, flights = await view.flights(limit=10)
+    assert [flight.worker.startswith("greedy") for flight in flights] == [True]
+    go.set()
+    await held.result()
