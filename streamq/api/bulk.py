@@ -10,11 +10,11 @@ import msgspec
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem
 from streamq.api.desk import auditor_of, or_503, stores_of
-from streamq.api.letters import all_letters, replay
 from streamq.api.parameters import bad, body
 from streamq.api.running import operation_json
-from streamq.api.stores import letter_status
 from streamq.api.table import Operation
+from streamq.broker.letters import Wanted
+from streamq.clock import to_ms
 from streamq.errors import JobNotFound
 from streamq.history import Filter
 from streamq.job import State
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamq.api.running import Progress, Runner
     from streamq.api.stores import Stores
-    from streamq.broker.inspection import DeadLetter
+    from streamq.broker.letters import Letters, Progress as Done
 
 __all__ = ["OPERATIONS"]
 
@@ -68,6 +68,8 @@ async def begin_bulk(request: Request) -> Response:
     order, stores = await body(request, BulkOrder), stores_of(request)
     if order.filter.queue is not None and order.filter.queue not in stores.queues:
         raise bad("filter", f"no queue {order.filter.queue!r:.80} is known here")
+    if order.filter.fingerprint is not None and order.filter.error_type is not None:
+        raise bad("filter", "name a fingerprint or an error_type, one of the two")
     if order.action == "cancel" and order.filter.fingerprint is not None:
         raise bad("filter", "jobs that have not ended have no fingerprint")
     runner: Runner = request.app.state.runner
@@ -132,43 +134,50 @@ def _filter(which: Which, states: Sequence[str] = ()) -> Filter:
 
 
 async def _retry(stores: Stores, order: BulkOrder, progress: Progress) -> None:
-    async def one(queue: str, letter: DeadLetter) -> bool:
-        return (await replay(stores, queue, letter))[0] == "replayed"
+    async def replay(letters: Letters, count: Callable[[Done], None]) -> None:
+        rate = order.per_s or None
+        await letters.replay(
+            _wanted(order.filter), rate=rate, on_progress=count, should_stop=lambda: progress.is_stopped
+        )
 
-    await _letters(stores, order, progress, one)
+    await _letters(stores, order, progress, replay)
 
 
 async def _delete(stores: Stores, order: BulkOrder, progress: Progress) -> None:
-    async def one(queue: str, letter: DeadLetter) -> bool:
-        return bool(await stores.order(queue, lambda orders: orders.delete_letters([letter.id.decode()])))
+    async def delete(letters: Letters, count: Callable[[Done], None]) -> None:
+        await letters.delete(_wanted(order.filter), on_progress=count, should_stop=lambda: progress.is_stopped)
 
-    await _letters(stores, order, progress, one)
+    await _letters(stores, order, progress, delete)
 
 
 async def _letters(
-    stores: Stores, order: BulkOrder, progress: Progress, do: Callable[[str, DeadLetter], Awaitable[bool]]
+    stores: Stores,
+    order: BulkOrder,
+    progress: Progress,
+    do: Callable[[Letters, Callable[[Done], None]], Awaitable[None]],
 ) -> None:
-    """Do something to every dead letter that is meant: those that are there now, and none that comes back meanwhile."""
-    queues = [order.filter.queue] if order.filter.queue is not None else stores.queues
-    which = _filter(order.filter)
-    progress.total = 0
-    for queue in queues:
-        progress.total += len(
-            [True async for letter in all_letters(stores, queue) if _is_meant(order, which, queue, letter)]
-        )
-    for queue in queues:
-        async for letter in all_letters(stores, queue):
-            if progress.is_stopped:
-                return
-            if _is_meant(order, which, queue, letter):
-                progress.step(is_done=await do(queue, letter))
-                await _pace(order, progress)
+    """Do something to the dead letters that are meant, queue by queue."""
+    done = refused = 0
+    for queue in [order.filter.queue] if order.filter.queue is not None else stores.queues:
+
+        def count(told: Done, before: tuple[int, int] = (done, refused)) -> None:
+            gone = told.became["replayed"] + told.became["deleted"]
+            progress.done, progress.refused = before[0] + gone, before[1] + told.matched - gone
+
+        await stores.letters(queue, lambda letters, count=count: do(letters, count))  # type: ignore[misc]
+        done, refused = progress.done, progress.refused
+    if not progress.is_stopped:
+        progress.total = done + refused
 
 
-def _is_meant(order: BulkOrder, which: Filter, queue: str, letter: DeadLetter) -> bool:
-    job = letter_status(queue, letter)
-    fingerprint = order.filter.fingerprint
-    return which.takes(job, ended=True) and fingerprint in (None, (job.error or {}).get("fingerprint"))
+def _wanted(which: Which) -> Wanted:
+    return Wanted(
+        handler=which.handler,
+        key=which.user,
+        error=which.fingerprint if which.fingerprint is not None else which.error_type,
+        since_ms=max(0, to_ms(which.since)) if which.since is not None else 0,
+        until_ms=max(1, to_ms(which.until) - 1) if which.until is not None else 0,
+    )
 
 
 async def _cancel(stores: Stores, order: BulkOrder, progress: Progress) -> None:

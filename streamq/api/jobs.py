@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -14,7 +14,6 @@ from starlette.responses import Response
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem, iso
 from streamq.api.desk import auditor_of, job_json, or_503, stores_of, told
-from streamq.api.letters import find_letter, replay
 from streamq.api.parameters import (
     CURSOR,
     FILTER,
@@ -32,16 +31,19 @@ from streamq.api.parameters import (
 )  # fmt: skip
 from streamq.api.paths import ANYTHING
 from streamq.api.table import LIMIT_S, Operation, users_seen
+from streamq.broker.letters import Edits
 from streamq.errors import StreamQError
 from streamq.history import Filter, JobStatus, errors_of
 from streamq.job import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.requests import Request
 
     from streamq.api.stores import Stores
+    from streamq.broker.letters import Letters
+    from streamq.broker.orders import Cancelled, Replayed
     from streamq.history import ErrorGroup, Errors
 
 __all__ = ["OPERATIONS"]
@@ -55,10 +57,24 @@ MOST_POINTS = 1_500
 STEPS_S = {"minute": 60, "hour": 3_600, "day": 86_400}
 
 
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+T = TypeVar("T")
+
+
 class Reason(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `:cancel` and `:retry`."""
+    """The body of `:cancel`."""
 
     reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
+
+
+class RetryOrder(Reason, forbid_unknown_fields=True):
+    """The body of `:retry`; what is left out stays as it was."""
+
+    handler: Text | None = None
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    key: Text | None = None
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000)] | None = None
 
 
 async def list_jobs(request: Request) -> Response:
@@ -106,33 +122,52 @@ async def list_attempts(request: Request) -> Response:
 async def cancel_job(request: Request) -> Response:
     """Cancel a job. One that runs is interrupted, and ends once its handler lets go."""
     job_id, reason = request.path_params["job_id"], await _reason(request)
-    stores = stores_of(request)
-    for queue in stores.queues:
-        try:
-            became = await or_503(stores.order(queue, lambda orders: orders.cancel(job_id, reason=reason)), "Redis")
-        except Problem as problem:
-            if problem.status != 404:
-                raise
-            continue
-        await auditor_of(request).note(request, "job.cancel", job_id, after={"became": became, "reason": reason})
-        return Json({"id": job_id, "became": became}, 202 if became == "asked" else 200)
-    raise Problem(404, "no such job waits or runs", kind="job-unknown")
+
+    async def cancel(stores: Stores, queue: str) -> Cancelled:
+        return await stores.order(queue, lambda orders: orders.cancel(job_id, reason=reason))
+
+    became = await _in_its_queue(stores_of(request), cancel)
+    await auditor_of(request).note(request, "job.cancel", job_id, after={"became": became, "reason": reason})
+    return Json({"id": job_id, "became": became}, 202 if became == "asked" else 200)
 
 
 async def retry_job(request: Request) -> Response:
-    """Make a dead job run again, under its id and with all its attempts, with the code that the workers have now."""
-    job_id, reason = request.path_params["job_id"], await _reason(request)
-    stores = stores_of(request)
-    found = await or_503(find_letter(stores, job_id), "Redis")
-    if found is None:
-        raise Problem(404, "no dead job has this id", kind="job-unknown")
-    became, holder = await or_503(replay(stores, *found), "Redis")
+    """Make a dead job run again, under its id and with all its attempts, with the code that the workers have now.
+
+    What the body says instead of the old arguments counts. With other arguments or another handler it is another job:
+    its dedup key does not fit it any more, and is dropped.
+    """
+    job_id, order = request.path_params["job_id"], await body(request, RetryOrder)
+    given = {name: getattr(order, name) for name in Edits.__struct_fields__}
+    edits = Edits(**given) if any(value is not None for value in given.values()) else None
+
+    async def replay(letters: Letters) -> tuple[Replayed, str]:
+        return await letters.replay_one(await letters.find(job_id), edits)
+
+    became, holder = await _in_its_queue(stores_of(request), lambda stores, queue: stores.letters(queue, replay))
     if became == "held":
         raise Problem(409, f"job {holder} holds its dedup key", kind="dedup-held", held_by=holder)
     if became != "replayed":
         raise Problem(409, "the job was retried or deleted meanwhile", kind="job-moved")
-    await auditor_of(request).note(request, "job.retry", job_id, before={"state": "dead"}, after={"reason": reason})
+    # Arguments may be private; that they were changed is not.
+    after = {"reason": order.reason, "changed": [name for name, value in given.items() if value is not None]}
+    await auditor_of(request).note(request, "job.retry", job_id, before={"state": "dead"}, after=after)
     return Json({"id": job_id, "became": became})
+
+
+async def _in_its_queue(stores: Stores, do: Callable[[Stores, str], Awaitable[T]]) -> T:
+    """Do something to a job, whichever queue it is in.
+
+    Raises:
+        Problem: 404 if it is in none.
+    """
+    for queue in stores.queues:
+        try:
+            return await or_503(do(stores, queue), "Redis")
+        except Problem as problem:
+            if problem.status != 404:
+                raise
+    raise Problem(404, "no such job is there", kind="job-unknown")
 
 
 async def list_errors(request: Request) -> Response:
@@ -187,7 +222,7 @@ OPERATIONS = (
         answer=shapes.Ordered, also=(202,), misses=(404,),
     ),
     Operation(
-        method="POST", path=f"{_JOB}:retry", run=retry_job, tag="jobs", scope="jobs:write", body=Reason,
+        method="POST", path=f"{_JOB}:retry", run=retry_job, tag="jobs", scope="jobs:write", body=RetryOrder,
         answer=shapes.Ordered, misses=(404, 409),
     ),
     Operation(

@@ -317,7 +317,7 @@ class Operation(msgspec.Struct):
     state: Literal["running", "done", "stopped", "failed", "lost"]
     """`lost`: the process that did it is gone; order it again, for what is done is not done twice."""
     total: int | None
-    """Null while they are being counted."""
+    """Null until it is known."""
     done: int
     refused: int
     """Those that had ended, moved or been replayed meanwhile."""

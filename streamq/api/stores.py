@@ -13,6 +13,7 @@ import msgspec
 
 from streamq.access import TokenBook
 from streamq.broker.inspection import Costs, Counts, DeadLetter, Inspection, Located
+from streamq.broker.letters import Letters
 from streamq.broker.orders import Orders
 from streamq.broker.outbox import Feed
 from streamq.broker.partition import Partition
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from streamq.broker.wire import Wire
     from streamq.settings import Settings
 
-__all__ = ["Breaker", "Stores", "Tally", "letter_status"]
+__all__ = ["Breaker", "Stores", "Tally"]
 
 REDIS_TIMEOUT_S = 2.0
 CLOSE_WITHIN_S = 1.0
@@ -178,9 +179,9 @@ class Stores:
         wire = self._broker.wire()
         return Feed(wire, {queue: Keys(queue) for queue in self.queues}), wire
 
-    async def letters(self, queue: str, *, limit: int, before: bytes | None = None) -> list[DeadLetter]:
-        """List dead letters of a queue, newest first, older than one of them."""
-        return await self.redis.ask(self._views[queue].dead, limit, before=before)
+    async def letters(self, queue: str, question: Callable[[Letters], Awaitable[T]]) -> T:
+        """Ask for, or do something to, the dead letters of a queue."""
+        return await self.order(queue, lambda orders: question(Letters(self._wire, orders)))
 
     async def ask_history(self, question: Callable[[History], Awaitable[T]]) -> T:
         """Ask MongoDB."""
@@ -242,7 +243,7 @@ class Stores:
         found: list[JobStatus] = []
         for queue, view in self._views.items():
             letters = await self.redis.ask(view.dead, limit)
-            found += [letter_status(queue, letter) for letter in letters]
+            found += [_of_letter(queue, letter) for letter in letters]
         return sorted(found, key=_ended, reverse=True)[:limit]
 
     async def brought_up_to_date(self, jobs: Sequence[JobStatus]) -> list[JobStatus]:
@@ -322,7 +323,7 @@ class _Letter(msgspec.Struct):
     lane: str = msgspec.field(default="", name="l")
 
 
-def letter_status(queue: str, letter: DeadLetter) -> JobStatus:
+def _of_letter(queue: str, letter: DeadLetter) -> JobStatus:
     """Tell what a dead letter says of its job; of one that nobody can read, what is certain."""
     record = _Letter()
     with contextlib.suppress(ValueError, RecursionError):

@@ -332,10 +332,9 @@ class Inspection:
             if cursor == b"0":
                 return slowest
 
-    async def dead(self, limit: int, *, before: bytes | None = None) -> list[DeadLetter]:
-        """List dead letters, newest first; those older than one of them, if it is given."""
-        start = b"+" if before is None else b"(" + before
-        reply = await self._wire.call("XREVRANGE", self.keys.dead, start, "-", "COUNT", limit)
+    async def dead(self, limit: int) -> list[DeadLetter]:
+        """List the newest dead letters, newest first."""
+        reply = await self._wire.call("XREVRANGE", self.keys.dead, "+", "-", "COUNT", limit)
         letters = ((entry_id, _pairs(fields)) for entry_id, fields in reply)
         return [
             DeadLetter(entry_id, _text(fields.get(b"j")), fields.get(b"d", b""), fields.get(b"r", b""))
