@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import h11
 import uvicorn
@@ -23,7 +23,7 @@ from streamq.errors import ConfigurationError, Unavailable
 from streamq.parentlink import ParentLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator
 
     from starlette.applications import Starlette
 
@@ -93,18 +93,26 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _tls(settings: Settings) -> dict[str, str]:
-    """Return what uvicorn needs for TLS; nothing without a certificate."""
-    files = {"ssl_certfile": settings.api_tls_certificate, "ssl_keyfile": settings.api_tls_key}
-    given = {name: path for name, path in files.items() if path}
-    if len(given) == 1:
+class Tls(NamedTuple):
+    """The files of a certificate and its key."""
+
+    certificate: str
+    key: str
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Return what is needed for TLS; None if there is to be none."""
+    tls = Tls(settings.api_tls_certificate, settings.api_tls_key)
+    if not any(tls):
+        return None
+    if not all(tls):
         raise ConfigurationError(
             "TLS needs a certificate and its key, and one of them is given",
             hint="set both STREAMQ_API_TLS_CERTIFICATE and STREAMQ_API_TLS_KEY",
         )
-    if missing := next((path for path in given.values() if not Path(path).is_file()), None):
+    if missing := next((path for path in tls if not Path(path).is_file()), None):
         raise ConfigurationError(f"there is no file {missing!r}, which TLS needs")
-    return given
+    return tls
 
 
 def _check_reach(listener: socket.socket, settings: Settings) -> None:
@@ -155,7 +163,7 @@ class _Protocol(H11Protocol):
             self._patience = None
 
 
-def server_of(app: Starlette, tls: Mapping[str, str] | None = None) -> uvicorn.Server:
+def server_of(app: Starlette, tls: Tls | None = None) -> uvicorn.Server:
     """Make the HTTP server of an application, with all its limits."""
     config = uvicorn.Config(
         app,
@@ -168,12 +176,13 @@ def server_of(app: Starlette, tls: Mapping[str, str] | None = None) -> uvicorn.S
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        **(tls or {}),  # type: ignore[arg-type]
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
     return _Server(config)
 
 
-async def _serve(app: Starlette, listener: socket.socket, tls: Mapping[str, str]) -> None:
+async def _serve(app: Starlette, listener: socket.socket, tls: Tls | None) -> None:
     server = server_of(app, tls)
 
     def stop() -> None:
