@@ -276,11 +276,24 @@ class Handlers(msgspec.Struct):
     items: list[HandlerInfo]
 
 
+class SchedulePause(msgspec.Struct):
+    """Why a schedule does not fire."""
+
+    reason: str
+    by: str
+    at: Moment | None
+
+
 class Schedule(msgspec.Struct):
-    """A schedule of the application."""
+    """A schedule of the application, in code or stored."""
 
     name: str
+    source: Literal["code", "stored"]
+    error: str | None
+    """Why it cannot be used; nothing below is known then."""
+    paused: SchedulePause | None
     expression: str
+    words: str
     timezone: str
     handler: str
     queue: str

@@ -140,6 +140,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     app.settings = away
     bodies = {"enqueue": {"handler": "refresh", "args": ["u"]}, "begin_bulk": {"action": "retry", "filter": {}}}
     bodies |= {name: {"kind": "key", "name": "u"} for name in ("block_jobs", "unblock_jobs")}
+    bodies["pause_schedule"] = {"reason": "x"}
     async with serving(away, app) as client:
         unavailable = set()
         for operation in CALLS:

@@ -24,12 +24,14 @@ EXAMPLES = 8
 
 CONFIG = """
 [checks]
-# Whether a text is good may depend on what is there: a queue, a handler, a cursor that was given out, a span of time.
+# Whether a text is good may depend on what is there: a queue, a handler, a cursor that was given out, a span of time; and
+# a whole number written as 1.0 is one to JSON Schema only.
 positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "429"]
 
 [[operations]]
 include-operation-id = [
     "list_jobs", "list_audit", "list_errors", "show_series", "enqueue", "begin_bulk", "recent", "failed",
+    "retry_job",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429"]
 """

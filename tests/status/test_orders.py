@@ -15,6 +15,7 @@ from streamq.broker.orders import Orders
 from streamq.codec import decode_envelope
 from streamq.errors import JobNotFound
 from streamq.mongo import StatusWrite
+from streamq.schedules import book, definition_of
 
 NOON = datetime(2099, 1, 1, 12, tzinfo=UTC)
 
@@ -593,6 +594,41 @@ async def test_schedules_are_listed_and_fired_by_hand(api, hand, eventually):
         assert (told["state"], told["total"], told["done"], told["refused"]) == ("done", 3, 2, 1)
         assert (await hand.inspection.counts()).jobs == 2
     assert (await api.post("/v1/schedules/nobody:run")).status_code == 404
+
+
+async def test_a_schedule_is_paused_with_a_reason_and_resumed(api, hand):
+    """Whoever wonders why nothing is refreshed reads why."""
+    paused = await api.post("/v1/schedules/everybody:pause", json={"reason": "database moves"})
+    assert paused.status_code == 200, paused.text
+    assert (paused.json()["paused"]["reason"], paused.json()["paused"]["by"]) == ("database moves", "bootstrap")
+    (listed,) = (await api.get("/v1/schedules")).json()["items"]
+    assert listed == paused.json()
+    for _ in range(2):
+        assert (await api.post("/v1/schedules/everybody:resume")).json()["paused"] is None
+    for body in ({}, {"reason": ""}, {"reason": "  "}):
+        assert (await api.post("/v1/schedules/everybody:pause", json=body)).status_code == 422
+    assert (await api.post("/v1/schedules/nobody:pause", json={"reason": "x"})).status_code == 404
+    entries = (await api.get("/v1/audit")).json()["items"]
+    assert [(each["action"], each["target"]) for each in entries] == [
+        ("schedule.resume", "everybody"), ("schedule.pause", "everybody"),
+    ]  # fmt: skip
+    assert entries[0]["before"]["reason"] == "database moves"
+
+
+async def test_a_stored_schedule_is_listed_and_fired_like_one_in_code(api, hand, settings, app, eventually):
+    """Also one that cannot be used, with the reason."""
+    async with book(app, settings) as pages:
+        definition = {"expression": "0 5 * * *", "handler": "refresh", "users": {"ids": ["u1", "u2"]}}
+        await pages.put("mornings", definition_of(definition))
+    app.registry._specs.pop("odd")
+    schedules = {each["name"]: each for each in (await api.get("/v1/schedules")).json()["items"]}
+    assert (schedules["mornings"]["source"], schedules["everybody"]["source"]) == ("stored", "code")
+    assert schedules["mornings"]["words"] and len(schedules["mornings"]["next_at"]) == 3
+    told = await ended(api, await api.post("/v1/schedules/mornings:run"), eventually)
+    assert (told["state"], told["done"]) == ("done", 2)
+    app.registry._specs.pop("refresh")
+    broken = {each["name"]: each for each in (await api.get("/v1/schedules")).json()["items"]}["mornings"]
+    assert "refresh" in broken["error"] and broken["next_at"] == []
 
 
 async def test_a_schedule_whose_page_function_fails_says_so(settings, serving, statuses, hand, eventually):
