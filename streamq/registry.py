@@ -18,7 +18,7 @@ from streamq.logs import event
 from streamq.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from streamq.dedup import Dedup
@@ -219,7 +219,7 @@ class Registry:
         return self._states[-1]
 
     @asynccontextmanager
-    async def alive(self) -> AsyncIterator[None]:
+    async def alive(self) -> AsyncGenerator[None, None]:
         """Go through the lifespan, around everything that this process runs.
 
         Raises:

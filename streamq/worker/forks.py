@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from streamq.worker.threads import ThreadCall
+from streamq.worker.threads import in_copy
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -31,7 +31,7 @@ def _settle_copy(loop: AbstractEventLoop, thread: int) -> None:
     signal.set_wakeup_fd(-1)  # a signal to the copy would be written into the worker's own pipe
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
-    ThreadCall.leave_copy = _end
+    in_copy.append(_end)
     if threading.get_ident() == thread:
         loop.call_soon(_end)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["JobInterrupted", "ThreadCall"]
+__all__ = ["JobInterrupted", "ThreadCall", "in_copy"]
 
 
 class JobInterrupted(BaseException):
@@ -19,11 +19,12 @@ class JobInterrupted(BaseException):
     """
 
 
+in_copy: list[Callable[[], None]] = []
+"""In a copy of the process that a handler has forked: what ends the copy when its handler ends."""
+
+
 class ThreadCall:
     """One call of a plain function, in whatever thread it comes to run."""
-
-    leave_copy: Callable[[], None] | None = None
-    """Set in a copy of the process that a handler has forked: what ends the copy when its handler ends."""
 
     def __init__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._function = function
@@ -59,8 +60,8 @@ class ThreadCall:
         One that waits to be raised is not called off but replaced and met here: before Python 3.12 calling it off leaves
         the interpreter looking for it for ever, which slows every thread, and stops those that are traced.
         """
-        if ThreadCall.leave_copy is not None:
-            ThreadCall.leave_copy()
+        for end in in_copy:
+            end()
         replaced = False
         while True:
             try:
