@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BINS", "NO_HINT", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
-    "slow_room", "slow_share", "whose",
+    "slow_right", "slow_room", "slow_share", "whose",
 ]  # fmt: skip
 
 BINS = 64
@@ -173,30 +173,35 @@ def slow_share(capacity: int, share: float) -> int:
     return max(1, int(capacity * share))
 
 
+def slow_right(share: int) -> int:
+    """Return how many slots slow jobs get although fast ones wait: a quarter of their share, and at least one."""
+    return max(1, share // 4)
+
+
 def slow_room(share: int, known: int, overran: int) -> int:
-    """Return how many more slow jobs may start while there are fast ones.
+    """Return how many more slow jobs may start.
 
     Args:
-        share: Slots that slow jobs may hold.
+        share: Slots that slow jobs may hold while there are fast ones.
         known: Slots that jobs of the slow lanes hold.
         overran: Slots that jobs of the fast lanes hold which turned out to be slow. They count as slow, but they do not
-            take the slow lanes' last slot: new users who come all the time must not starve those who are known.
+            take what slow jobs have a right to: new users who come all the time must not starve those who are known.
     """
-    return max(0, share - known - overran, 1 - known)
+    return max(0, share - known - overran, slow_right(share) - known)
 
 
-def reads(room: int, free: int, *, slow_first: bool, reverse: bool) -> list[tuple[int, int, int]]:
+def reads(room: int, due: int, free: int, *, reverse: bool) -> list[tuple[int, int, int]]:
     """Return where to read, in order: the lane's digit, the most now, and the most if the other lanes leave room.
 
+    Of each priority first the slow jobs that are due, then the fast ones, then the slow ones that there is room for.
+
     Args:
-        room: How many more slow jobs may start while there are fast ones.
+        room: How many more slow jobs may start.
+        due: How many of them come before fast ones.
         free: Slots that are free. Beyond their room, slow jobs are not read ahead.
-        slow_first: Whether a priority's slow jobs come before its fast ones, so that they get their share.
-        reverse: Whether it is the turn of those who come last otherwise, so that they do not starve.
+        reverse: Whether it is the turn of the lowest priority.
     """
-    pairs = _BY_PRIORITY[::-1] if reverse else _BY_PRIORITY
     found: list[tuple[int, int, int]] = []
-    for slow, fast in pairs:
-        pair = [(slow, room, max(room, free)), (fast, 128, 0)]
-        found += pair if slow_first or reverse else pair[::-1]
+    for slow, fast in _BY_PRIORITY[::-1] if reverse else _BY_PRIORITY:
+        found += ((slow, due, 0), (fast, 128, 0), (slow, room, max(room, free)))
     return found

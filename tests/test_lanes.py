@@ -20,6 +20,8 @@ from streamq.lanes import (
     measured_cut,
     reads,
     run_bin,
+    slow_right,
+    slow_room,
     slow_share,
     whose,
 )
@@ -135,10 +137,21 @@ def test_slow_jobs_have_their_share_of_the_slots_and_at_least_one(capacity, shar
     assert slow_share(capacity, share) == slots
 
 
-def test_each_priority_comes_whole_before_the_next_and_slow_jobs_first_for_their_share():
+def test_each_priority_comes_whole_before_the_next_and_in_it_what_is_due_to_slow_jobs_before_the_fast_ones():
     """A lane's second number counts when the others have left room: slow jobs then get every free slot."""
-    assert reads(2, 5, slow_first=True, reverse=False) == [
-        (4, 2, 5), (1, 128, 0), (5, 2, 5), (2, 128, 0), (6, 2, 5), (3, 128, 0),
+    assert reads(2, 1, 5, reverse=False) == [
+        (4, 1, 0), (1, 128, 0), (4, 2, 5), (5, 1, 0), (2, 128, 0), (5, 2, 5), (6, 1, 0), (3, 128, 0), (6, 2, 5),
     ]  # fmt: skip
-    assert [digit for digit, _, _ in reads(2, 5, slow_first=False, reverse=False)] == [1, 4, 2, 5, 3, 6]
-    assert [digit for digit, _, _ in reads(2, 5, slow_first=False, reverse=True)] == [6, 3, 5, 2, 4, 1]
+    assert [digit for digit, _, _ in reads(2, 0, 5, reverse=True)] == [6, 3, 6, 5, 2, 5, 4, 1, 4]
+
+
+@pytest.mark.parametrize(("share", "right"), [(1, 1), (3, 1), (8, 2), (32, 8)])
+def test_a_quarter_of_their_share_is_a_right_of_slow_jobs(share, right):
+    assert slow_right(share) == right
+
+
+def test_jobs_that_overran_take_of_the_share_but_not_what_is_a_right():
+    assert slow_room(8, 1, 0) == 7
+    assert slow_room(8, 1, 5) == 2
+    assert slow_room(8, 1, 20) == 1
+    assert slow_room(8, 9, 0) == 0

@@ -149,15 +149,20 @@ class Slots:
         """Return the lanes to read, in order, and the most to read from each."""
         turn = cycle % _UNHURRIED_EVERY
         found = self._reads(reverse=turn == 0)
-        return [*found[2:], *found[:2]] if turn == _UNHURRIED_EVERY // 2 else found
+        width = len(found) // 3
+        return [*found[width:], *found[:width]] if turn == _UNHURRIED_EVERY // 2 else found
 
     def _reads(self, *, reverse: bool) -> list[Read]:
-        """Return the two lanes of each priority, highest first or last."""
+        """Return the lanes of each priority, highest first or last.
+
+        With one slot, or the whole for a share, slow jobs are due only in the turn of the last.
+        """
         if not self.settings.lanes:
             return _ALIKE[::-1] if reverse else _ALIKE
         free = max(0, self._capacity - self._active - sum(len(pump.buffer) for pump in self.pumps))
-        slow_first = self._slow_share < self._capacity
-        return lanes.reads(self._slow_room(), free, slow_first=slow_first, reverse=reverse)
+        share, (known, overran) = self._slow_share, self._slow_held()
+        due = lanes.slow_right(share) - known if share < self._capacity or reverse else 0
+        return lanes.reads(lanes.slow_room(share, known, overran), max(0, due), free, reverse=reverse)
 
     def blocking_read(self) -> tuple[int, int]:
         """Return how many jobs an idle worker waits for, and of how many lanes.
@@ -172,8 +177,8 @@ class Slots:
             return self.free(), _FAST_LANES
         return 1, _ALL_LANES
 
-    def _slow_room(self) -> int:
-        """Return how many more slow jobs may start while there are fast ones."""
+    def _slow_held(self) -> tuple[int, int]:
+        """Return how many slots jobs of the slow lanes hold, and how many those that overran in the fast ones."""
         now = self._loop.time()
         known = overran = 0
         for job, pump in self.running.values():
@@ -182,7 +187,7 @@ class Slots:
             elif now - job.begun_at >= pump.costs.limit_s:
                 overran += 1
         known += sum(delivery.digit > _FAST_LANES for pump in self.pumps for delivery in pump.buffer)
-        return lanes.slow_room(self._slow_share, known, overran)
+        return known, overran
 
     # Starting.
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from streamq.broker.partition import NewJob, Partition, Report
 from streamq.broker.server import Broker
-from streamq.lanes import reads, slow_room, slow_share
+from streamq.lanes import reads, slow_right, slow_room, slow_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,9 +88,8 @@ class Shop:
         known = sum(kind == SLOW for kind, _ in self.running.values())
         overran = sum(kind == UNKNOWN and self.now_ms - began >= 2 * FAST_MS for kind, began in self.running.values())
         share = slow_share(self.capacity, self.share)
-        order = reads(
-            slow_room(share, known, overran), free, slow_first=share < self.capacity, reverse=self.cycles % 8 == 0
-        )
+        due = max(0, slow_right(share) - known)
+        order = reads(slow_room(share, known, overran), due, free, reverse=self.cycles % 8 == 0)
         reply = await self.partition.cycle(
             "w", Report(settled=list(settled)), want=free, reads=order, dead_after_ms=1 << 50, control_cursor=b"0-0",
             limits=(0, 1), now=0.0,
@@ -153,7 +152,7 @@ def test_the_oldest_slow_job_starts_within_its_fair_share(redis_url, loop, arriv
 
     shop = loop.run(run())
     unknown = any(kind == UNKNOWN for _, kind, _ in arrivals)
-    slots = 1 if unknown else slow_share(capacity, share)
+    slots = slow_right(slow_share(capacity, share))
     wait_for_a_slot_ms = SLOW_MS if unknown else FAST_MS
     for job in shop.started:
         turns = math.ceil((job.ahead + 1) / slots)

@@ -102,7 +102,7 @@ async def test_slow_jobs_hold_no_more_than_their_share_while_fast_ones_wait(
     await know(partition, *named("slow", 8))
     await visit.enqueue_many([*named("slow", 8), *named("fast", 8)])
     await work()
-    await eventually(lambda: doors.now() == {"slow": 2, "fast": 2})
+    await eventually(lambda: doors.now() == {"slow": 1, "fast": 3})
     doors.let_out("fast")
     await eventually(lambda: doors.ended["fast"] == 8)
     await eventually(lambda: doors.now() == {"slow": 4})
@@ -119,7 +119,7 @@ async def test_an_idle_worker_does_not_fill_all_its_slots_with_slow_jobs_when_fa
     await eventually(lambda: worker.slots is not None and worker.slots.pumps[0]._reader is not None)
     await visit.enqueue_many([*named("slow", 8), *named("fast", 8)])
     await eventually(lambda: sum(doors.now().values()) == 4)
-    assert doors.now() == {"slow": 2, "fast": 2}
+    assert doors.now() == {"slow": 1, "fast": 3}
     doors.let_out("fast")
     doors.let_out("slow")
     await eventually(lambda: doors.ended.total() == 16)
@@ -128,7 +128,7 @@ async def test_an_idle_worker_does_not_fill_all_its_slots_with_slow_jobs_when_fa
 async def test_when_all_slots_went_slow_each_that_becomes_free_goes_to_the_fast_jobs_that_came_meanwhile(
     app, visit, doors, partition, work, eventually
 ):
-    """Until slow jobs are back at their share."""
+    """Until slow jobs are back at what is theirs by right."""
     await know(partition, *named("slow", 8))
     await visit.enqueue_many(named("slow", 8))
     await work()
@@ -139,8 +139,10 @@ async def test_when_all_slots_went_slow_each_that_becomes_free_goes_to_the_fast_
     doors.let_out("slow", 1)
     await eventually(lambda: doors.now() == {"slow": 2, "fast": 2})
     doors.let_out("slow", 1)
-    await eventually(lambda: doors.ended["slow"] == 3)
-    await eventually(lambda: doors.now() == {"slow": 2, "fast": 2})
+    await eventually(lambda: doors.now() == {"slow": 1, "fast": 3})
+    doors.let_out("slow", 1)
+    await eventually(lambda: doors.ended["slow"] == 4)
+    await eventually(lambda: doors.now() == {"slow": 1, "fast": 3})
     doors.let_out("fast")
     doors.let_out("slow")
     await eventually(lambda: doors.ended.total() == 16)
