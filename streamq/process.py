@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "READY", "Reporter", "beat_file", "exit_status", "exit_words",
+    "HEARTBEAT_LIMIT_S", "HEARTBEAT_PERIOD_S", "READY", "Reporter", "be_nice", "beat_file", "exit_status", "exit_words",
     "file_age_s", "is_frozen", "notify", "queued_s", "rss_bytes", "watchdog_period_s",
 ]  # fmt: skip
 
@@ -195,6 +195,18 @@ def is_frozen(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
     except (OSError, IndexError):
         return False
+
+
+def be_nice(by: int) -> None:
+    """Let other processes go first, as far as the machine allows it.
+
+    Linux shares processors between sessions first (autogroups), and nice counts within a session only. So a process that
+    leads one makes its session nice as well.
+    """
+    with contextlib.suppress(OSError):
+        os.nice(by)
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(by))
 
 
 def queued_s() -> float:

@@ -23,7 +23,7 @@ from streamq.errors import ConfigurationError, QueueFull, StreamQError, Unavaila
 from streamq.keys import Keys
 from streamq.mongo import Ledger, Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
-from streamq.process import queued_s
+from streamq.process import be_nice, queued_s
 from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
 from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.seen import Seen
@@ -49,7 +49,7 @@ READ_RECORDS = 4_000
 READ_BYTES = 4_000_000
 """About as much is read at once: large enough to be quick, small enough to be held in memory."""
 
-CONTENDED_SHARE = 0.05
+CONTENDED_SHARE = 0.5
 """Having waited for a processor for this share of a batch's time says that others need it."""
 RESTS, LONGEST_REST_S = 4, 0.25
 """How often the batch's time is left to them, at most so long."""
@@ -311,8 +311,7 @@ def main(settings: Settings, app_path: str | None = None) -> int:
     """
     del app_path
     _check_history(settings)
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+    be_nice(NICENESS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_process(settings))
     return 0

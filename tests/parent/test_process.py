@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +23,6 @@ from streamq.process import (
     rss_bytes,
     watchdog_period_s,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("name", ["path", "abstract"])
@@ -116,3 +114,17 @@ def test_the_time_without_a_processor_rises_under_a_load_that_needs_more_than_th
         for load in loads:
             load.kill()
             load.wait()
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_process_that_is_nice_makes_the_session_nice_that_it_leads_and_no_other(leads):
+    """Between sessions nice counts for nothing where Linux groups by them; a shared session is also its neighbours'."""
+    code = (
+        "import os; from pathlib import Path; from streamq.process import be_nice; be_nice(3);"
+        "group = Path('/proc/self/autogroup'); print(os.nice(0), group.read_text() if group.exists() else 'nice 3')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], start_new_session=leads, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert int(told[0]) == os.nice(0) + 3
+    assert (told[-1] == "3") is leads or not Path("/proc/self/autogroup").exists()
