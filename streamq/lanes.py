@@ -1,6 +1,6 @@
 """Lanes: what counts as slow, told by the run times themselves, and who may read how much. Pure: no I/O, no clock.
 
-Run times are counted in bins of half an octave, hints in bins of an octave: the logarithm is what separates a user of
+Run times are counted in bins of a quarter of an octave, hints in bins of an octave: the logarithm is what separates a user of
 2 ms from one of 200 ms, whatever the unit. Otsu's method cuts such a histogram in two where the parts differ most from
 each other for their width. See https://doi.org/10.1109/TSMC.1979.4310076.
 """
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
-    "BINS", "NO_HINT", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
+    "BINS", "NO_HINT", "RUN_BINS", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
     "slow_right", "slow_room", "slow_share", "whose",
 ]  # fmt: skip
 
-BINS = 64
+RUN_BINS, BINS = 128, 64
+"""Of run times, and of hints."""
 LEAST_SLOW_MS = 10.0
 """A job that is over sooner holds nobody up."""
 
@@ -39,8 +40,8 @@ _BY_PRIORITY = ((4, 1), (5, 2), (6, 3))
 
 
 def run_bin(ms: float) -> int:
-    """Return the bin of a run time: two of them make an octave, and all up to a millisecond share one."""
-    return min(BINS - 1, int(2 * math.log2(ms))) if ms > 1 else 0
+    """Return the bin of a run time: four of them make an octave, and all up to a millisecond share one."""
+    return min(RUN_BINS - 1, int(4 * math.log2(ms))) if ms > 1 else 0
 
 
 def hint_bin(hint: float) -> int:
@@ -83,9 +84,9 @@ def limit_of(counts: Sequence[int]) -> float | None:
         counts: Runs by `run_bin`.
     """
     cut = _otsu(counts)
-    if cut is None or not _differ(counts, cut, lambda place: 2 ** ((place + 0.5) / 2)):
+    if cut is None or not _differ(counts, cut, lambda place: 2 ** ((place + 0.5) / 4)):
         return None
-    return max(LEAST_SLOW_MS, 2 ** (cut / 2))
+    return max(LEAST_SLOW_MS, 2 ** (cut / 4))
 
 
 def hint_cut(counts: Sequence[int]) -> int | None:
@@ -165,7 +166,7 @@ class Learned:
 
     @staticmethod
     def _counted(times: Mapping[str, str], letter: str) -> list[int]:
-        return [int(times.get(f"{letter}{place}", 0)) for place in range(BINS)]
+        return [int(times.get(f"{letter}{place}", 0)) for place in range(RUN_BINS if letter == "t" else BINS)]
 
 
 def slow_share(capacity: int, share: float) -> int:

@@ -497,7 +497,7 @@ def _costs(times: Mapping[str, str], slow_keys: int, slowest: Sequence[SlowKey])
     limit_ms = float(times["limit"]) if "limit" in times else None
     slow_runs = 0
     if limit_ms is not None:
-        slow_runs = sum(count for place, count in counts.items() if 2 ** ((place + 1) / 2) > limit_ms)
+        slow_runs = sum(count for place, count in counts.items() if 2 ** ((place + 1) / 4) > limit_ms)
     hint_limit = 2.0 ** (int(times["cut"]) - _HINT_OFFSET) if "cut" in times else None
     return Costs(limit_ms, slow_keys, sum(counts.values()), slow_runs, hint_limit, slowest)
 

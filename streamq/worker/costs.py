@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from streamq.broker.partition import BATCH
-from streamq.lanes import BINS, LEAST_SLOW_MS, Learned, cost_field, hint_bin, run_bin
+from streamq.lanes import BINS, LEAST_SLOW_MS, RUN_BINS, Learned, cost_field, hint_bin, run_bin
 
 if TYPE_CHECKING:
     from streamq.broker.partition import Arg, Partition
@@ -34,7 +34,7 @@ class Costs:
         self._fixed_ms = settings.slow_limit_ms or None
         self._cut: int | None = None
         self._has_asked = False
-        self._times, self._fast_hints, self._slow_hints = ([0] * BINS for _ in range(3))
+        self._times, self._fast_hints, self._slow_hints = ([0] * bins for bins in (RUN_BINS, BINS, BINS))
         self._runs: deque[tuple[str, float]] = deque(maxlen=_MOST_UNTOLD)
         self._undecided: deque[tuple[str, float]] = deque(maxlen=_MOST_UNDECIDED)
         self._new = 0
@@ -86,8 +86,8 @@ class Costs:
             return
         counts, runs = self._taken_counts(), self._taken_runs()
         times = await partition.learn(self.limit_ms, self._cut, counts=counts[: 2 * BATCH], runs=runs)
-        if len(counts) > 2 * BATCH:
-            times = await partition.learn(self.limit_ms, self._cut, counts=counts[2 * BATCH :])
+        for first in range(2 * BATCH, len(counts), 2 * BATCH):
+            times = await partition.learn(self.limit_ms, self._cut, counts=counts[first : first + 2 * BATCH])
         self._has_asked = True
         learned = Learned(times)
         self._cut = learned.cut

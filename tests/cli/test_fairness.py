@@ -37,7 +37,7 @@ def test_fairness_says_that_nobody_is_slow_yet(command):
 
 def test_fairness_lists_the_slowest_users_and_from_when_on_they_are_slow(command, know):
     """The slowest first, and no more than asked for."""
-    know(22.6, counts=["t2", 80, "t15", 20], runs=["refresh|ada", 900, "refresh|eve", 90, "refresh|bob|by", 4000])
+    know(22.6, counts=["t4", 80, "t30", 20], runs=["refresh|ada", 900, "refresh|eve", 90, "refresh|bob|by", 4000])
     told = command("fairness", "--limit", "2")
     assert [row[:4] for row in told.rows] == [
         ["default", "refresh", "bob|by", "4000"], ["default", "refresh", "ada", "900"],
@@ -47,7 +47,7 @@ def test_fairness_lists_the_slowest_users_and_from_when_on_they_are_slow(command
 
 
 def test_fairness_as_json_has_the_queue_and_its_users(command, know):
-    know(22.6, counts=["t2", 80, "t15", 20], runs=["refresh|ada", 900])
+    know(22.6, counts=["t4", 80, "t30", 20], runs=["refresh|ada", 900])
     command("enqueue", "refresh", "user_id=ada")
     command("enqueue", "refresh", "user_id=bob")
     (queue,) = json.loads(command("fairness", "--json").out)["items"]

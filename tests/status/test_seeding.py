@@ -60,5 +60,5 @@ async def test_a_recorder_seeds_queues_that_know_nothing(hand, statuses, store, 
         return await partition.learn()
 
     first = await recorded_once()
-    assert (first["t2"], await partition.wire.call("HLEN", partition.keys.cost)) == ("60", 9)
+    assert (first["t4"], await partition.wire.call("HLEN", partition.keys.cost)) == ("60", 9)
     assert await recorded_once() == first

@@ -18,7 +18,7 @@ from streamq.keys import Keys
 
 KEPT = timedelta(seconds=60)
 SLOW_MS, LIMIT_MS = 900.0, 30
-VALLEY = ["t2", 80, "t15", 20]
+VALLEY = ["t4", 80, "t30", 20]
 """What was counted of runs of 2 and of 200 ms: the limit lies between."""
 
 
