@@ -341,6 +341,10 @@ class StreamQ:
         retry: RetryPolicy | None = None,
         isolation: Isolation = "auto",
         memory_limit: int = 0,
+        concurrency_per_key: int = 0,
+        rate_per_key: str | None = None,
+        concurrency: int = 0,
+        rate: str | None = None,
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
 
     def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above  # pyright: ignore[reportInconsistentOverload]
@@ -354,7 +358,8 @@ class StreamQ:
                 argument that is the user key; `cost`, that of the argument that hints how long a job runs; `dedup`, the name or names of the arguments that make the dedup key, or a
                 `Dedup`;
                 `retry`; `isolation`, "process" for a child process that can be killed; `memory_limit`, how many bytes
-                a run there may take.
+                a run there may take; `concurrency_per_key` and `concurrency`, how many jobs of one user key or of this
+                handler run at once on all workers; `rate_per_key` and `rate`, how often they start, as "10/s".
 
         Raises:
             ConfigurationError: The function or an option cannot be used.

@@ -93,7 +93,7 @@ class Envelope(
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
         "dedup_scope": "gs", "keep_result_ms": "kr", "ttl_ms": "tl", "retry_until_ms": "ru",
-        "cost": "c", "crashes": "cr",
+        "cost": "c", "crashes": "cr", "gates": "gt",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -128,6 +128,8 @@ class Envelope(
     """The producer's hint of how long the job runs, on a scale of its own."""
     crashes: _Whole = 0
     """How many child processes died while they ran the job, each under a worker that lived on."""
+    gates: str = ""
+    """What the job has to pass before it starts, see `Gates`. On the wire it comes first: the scripts look for it there."""
 
 
 def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:

@@ -126,6 +126,21 @@ class Keys:
         """Hash: how long jobs run, counted by bin, and the limit that follows from it."""
         return self._key("times")
 
+    @property
+    def gates(self) -> str:
+        """Sorted set: who has a place at a gate, and who waits there."""
+        return self._key("gates")
+
+    @property
+    def places(self) -> str:
+        """Hash: job id to its gates, of jobs that have passed them or wait at one."""
+        return self._key("places")
+
+    @property
+    def openings(self) -> str:
+        """Sorted set: when a gate is to be looked at, and how far its rate is used up."""
+        return self._key("openings")
+
     def dedup(self, key: str) -> str:
         """Return the string that holds the id of the job with this dedup key."""
         return f"{self.tag}:dedup:{key}"

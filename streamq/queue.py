@@ -187,7 +187,8 @@ def draft(
     rest = _rest(spec, rule, args, kwargs, options)
     if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
         rest["t"] = headers
-    envelope = envelope_bytes(spec.head, args, kwargs, rest)
+    gates = spec.gates.of_job(rest.get("u")) if spec.gates is not None else ""
+    envelope = envelope_bytes(spec.head, args, kwargs, rest, gates)
     if len(envelope) > max_payload_bytes:
         raise PayloadTooLarge(
             f"a job of {spec.name!r} is {len(envelope):,} bytes; at most {max_payload_bytes:,} are allowed",

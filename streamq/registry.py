@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from streamq.clock import to_ms
 from streamq.depends import Dependency, split_signature
 from streamq.errors import BadArguments, ConfigurationError, LifespanFailed, StreamQError, UnknownHandler
+from streamq.gates import Gates
 from streamq.keys import LANES, check_queue_name
 from streamq.logs import event
 from streamq.retry import RetryPolicy
@@ -55,8 +56,18 @@ class HandlerSpec:
     isolation: Isolation = "auto"
     is_elsewhere: bool = False
     """Only its name is known here: arguments are taken as they come, and the worker knows the rest."""
+    concurrency_per_key: int = 0
+    """How many jobs of one user key run at once, on all workers; 0: any number."""
+    rate_per_key: str | None = None
+    """How often jobs of one user key start, as `10/s`; None: whenever."""
+    concurrency: int = 0
+    """How many jobs of this handler run at once, on all workers; 0: any number."""
+    rate: str | None = None
+    """How often jobs of this handler start."""
     memory_limit: int = 0
     """With isolation="process": how many bytes one run may take; 0: any number."""
+    gates: Gates | None = field(init=False)
+    """What its jobs have to pass before they start; None: nothing."""
     signature: inspect.Signature = field(init=False)
     """Without the parameters that the worker fills."""
     dependencies: tuple[Dependency, ...] = field(init=False)
@@ -77,6 +88,7 @@ class HandlerSpec:
         by_position = [p for p in parameters if p.kind in _POSITIONAL]
         keyword_needed = any(p.kind is p.KEYWORD_ONLY for p in needed)
         values: dict[str, Any] = {
+            "gates": Gates.of(self.name, self.concurrency_per_key, self.rate_per_key, self.concurrency, self.rate),
             "signature": signature,
             "dependencies": dependencies,
             "is_async": inspect.iscoroutinefunction(self.function),

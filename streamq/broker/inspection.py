@@ -185,7 +185,7 @@ class Located(NamedTuple):
     idle_ms: int = 0
     due_ms: int = 0
     why: str = ""
-    """What put it into a slow lane."""
+    """What put it into a slow lane, or what it waits for."""
 
 
 class Explanation(NamedTuple):
@@ -520,10 +520,7 @@ def _located(job_id: str, row: list[Any]) -> Located | None:
     if not row:
         return None
     if row[0] == 0:
-        if not row[2]:
-            return None
-        place = _delayed(job_id.encode("utf-8", "replace"), row[1], row[2])
-        return Located(job_id, "scheduled", place.lane, place.envelope, place.enqueued_ms, due_ms=place.due_ms)
+        return _put_by(job_id, row[1], row[2]) if row[2] else None
     digit, entry_id, fields, consumer, idle_ms = cast("tuple[int, bytes, list[bytes], bytes, int]", tuple(row))
     entry = _lane_entry(LANES[digit - 1], entry_id, fields)
     if entry is None:
@@ -534,6 +531,14 @@ def _located(job_id: str, row: list[Any]) -> Located | None:
         job_id, "running" if running else "queued", entry.lane, entry.envelope, entry.enqueued_ms, entry_id,
         worker if running else "", idle_ms if running else 0, why=entry.why,
     )  # fmt: skip
+
+
+def _put_by(job_id: str, due: bytes, payload: bytes) -> Located:
+    """Say of a job that is in no lane what it waits for: its time, or a gate."""
+    place = _delayed(job_id.encode("utf-8", "replace"), due or b"0", payload)
+    if not due:
+        return Located(job_id, "queued", place.lane, place.envelope, place.enqueued_ms, why="waits at a gate")
+    return Located(job_id, "scheduled", place.lane, place.envelope, place.enqueued_ms, due_ms=place.due_ms)
 
 
 def _jobs_only(entries: Iterable[LaneEntry | None]) -> Iterator[LaneEntry]:

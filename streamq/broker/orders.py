@@ -86,6 +86,7 @@ class Orders:
         enqueued_ms, reason = said
         names = [
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control, keys.result(job_id),
+            keys.gates, keys.places, keys.openings,
         ]  # fmt: skip
         server_s, server_us = await self._wire.call("TIME")
         now_ms = int(server_s) * 1000 + int(server_us) // 1000

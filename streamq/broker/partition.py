@@ -136,7 +136,7 @@ class Partition:
         )  # fmt: skip
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
-            keys.pause, keys.counts, keys.cost,
+            keys.pause, keys.counts, keys.cost, keys.gates, keys.places, keys.openings,
         )  # fmt: skip
 
     @property

@@ -24,7 +24,7 @@ class Mended(NamedTuple):
     orphaned: list[str]
     """In the index and nowhere else."""
     stranded: list[str]
-    """Kept behind a job that does not live any more."""
+    """Kept behind a job that does not live any more, or at a gate that does not know them."""
 
 
 class Tidied(NamedTuple):
@@ -49,6 +49,7 @@ class Repairs:
         self._calls = 0
         self._index_cursor: Any = b"0"
         self._key_cursor: Any = b"0"
+        self._gate_cursor: Any = b"0"
 
     async def leads(self, ttl_ms: int) -> bool:
         """Tell whether this is the one that reconciles for so long. The lock only saves work."""
@@ -74,11 +75,34 @@ class Repairs:
         for first in range(0, len(job_ids), BATCH):
             names = job_ids[first : first + BATCH]
             reply = await self._wire.script(
-                load("mend"), [*keys.lanes, keys.delayed, keys.payload, keys.index], ["1" if repair else "0", *names]
+                load("mend"),
+                [*keys.lanes, keys.delayed, keys.payload, keys.index, keys.gates, keys.places],
+                ["1" if repair else "0", *names],
             )
             for names_found, more in zip(found, reply, strict=True):
                 names_found += [name.decode("utf-8", "replace") for name in more]
         return found
+
+    async def gates(self, *, repair: bool, most: int = 20 * PAGE) -> list[str]:
+        """Find places at gates whose jobs are not there; with `repair` free them, and have a worker look at each gate.
+
+        Looks at about `most` of them, the next ones of a walk that begins anew at its end.
+
+        Returns:
+            The ids of those jobs.
+        """
+        keys = self._partition.keys
+        wrong: list[str] = []
+        for _ in range(max(1, most // BATCH)):
+            self._gate_cursor, names = await self._wire.script(
+                load("gates"),
+                [keys.index, keys.gates, keys.places, keys.openings, keys.lanes[0]],
+                ["1" if repair else "0", self._gate_cursor, BATCH],
+            )
+            wrong += [name.decode("utf-8", "replace") for name in names]
+            if self._gate_cursor == b"0":
+                break
+        return sorted(set(wrong))
 
     async def tidy(self, *, idle_ms: int, repair: bool, most: int = 20 * PAGE) -> Tidied:
         """Find dedup keys whose job has ended and workers that are gone; with `repair` remove them.

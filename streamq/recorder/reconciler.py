@@ -36,7 +36,8 @@ KINDS = {
     "reenqueued": "Redis had lost them, and the ledger has them: enqueued again",
     "superseded": "of the ledger and lost, and another job has their dedup key now",
     "orphaned": "in the index of Redis and nowhere else",
-    "stranded": "kept behind a job that does not live any more",
+    "stranded": "kept behind a job that does not live any more, or at a gate that does not know them",
+    "unheld": "said to have a place at a gate, or to wait there, and do not",
     "dangling": "dedup keys whose job has ended",
     "dead_workers": "names of workers that are gone",
     "stuck": "held by a worker that does not renew them",
@@ -236,6 +237,7 @@ class Reconciler:
     async def _of_redis(self, counts: Counts, mode: Mode, most: int) -> list[Finding]:
         does_mend = mode > Mode.LOOK
         mended = await self._repairs.mend(await self._repairs.indexed(most), repair=does_mend)
+        gated = await self._repairs.gates(repair=does_mend, most=most)
         tidied = await self._repairs.tidy(idle_ms=GONE_AFTER_MS, repair=does_mend, most=most)
         silent_ms = 2 * self._settings.lease_ms
         _, flights = await self._view.flights(limit=PAGE, least_idle_ms=silent_ms)
@@ -248,6 +250,7 @@ class Reconciler:
         return [
             Finding("orphaned", mended.orphaned, does_mend),
             Finding("stranded", mended.stranded, does_mend),
+            Finding("unheld", gated, does_mend),
             Finding("dangling", tidied.dedup_keys, does_mend),
             Finding("dead_workers", tidied.workers, does_mend),
             Finding("stuck", stuck, mode is Mode.REPAIR),

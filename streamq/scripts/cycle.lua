@@ -3,7 +3,7 @@
 -- beat, settle, requeue, renew, promote, take over, read.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
---       15 counts, 16 cost, 17.. dedup keys and result streams
+--       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20.. dedup keys and result streams
 -- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
 --       6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
@@ -27,15 +27,21 @@
 -- A token that differs from the index names a job that is not this worker's any more: refused, and nothing of it is
 -- written. So a call that is repeated after a lost reply settles nothing twice.
 --
+-- A job whose envelope begins with its gates starts when it has passed them; until then it waits at the first one that is
+-- closed. `gates` holds, all at score 0, `<gate>\0h<job id>` for each place that is taken and `<gate>\0p<order><job id>` for
+-- each job that waits; `places` job id -> `+` (may start) or `-` (waits) and its gates; `openings` `w<gate>` at the time
+-- to look at the gate, in us, and `t<gate>` at FAR + when its rate is used up. So what is counted is who is there.
+--
 -- A job that waits for a block lies in `delayed` behind all dates, at BLOCKED + the block's number * SPAN + the ms when it was enqueued.
 local GROUP, HANDBACK, BATCH, BLOCKED, SPAN = 'g', '@handback', 128, 2 ^ 48, 2 ^ 42
 local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; and that there was one
 local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS, COST = 6, KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
+local GATES, PLACES, OPENINGS, FAR = KEYS[17], KEYS[18], KEYS[19], 2 ^ 52
 local call = redis.call
 
 local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now, now_us = time[1] * 1000 + math.floor(time[2] / 1000), time[1] * 1000000 + time[2]
 local consumer, want, dead_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local outbox_max = tonumber(ARGV[5])
 
@@ -77,7 +83,7 @@ local function append(list, value) list[#list + 1] = value end
 call('ZADD', WORKERS, 'XX', now, consumer)
 
 -- Settle and requeue.
-local accepted, refused, acked, ended = {}, {}, lane_lists(), {}
+local accepted, refused, acked, ended, left = {}, {}, lane_lists(), {}, {}
 local entry = {'XADD', OUTBOX, 'MAXLEN', '~', ARGV[5], '*', 'w', consumer}
 local bare = #entry
 
@@ -89,6 +95,7 @@ for at = settled.first, settled.last, 3 do
   if tokens[row] == token and not accepted[id] then
     accepted[id] = true
     ended[#ended + 1] = id
+    left[#left + 1] = id
     local lane, entry_id = place_of(token)
     append(acked[lane], entry_id)
     entry[n + 1], entry[n + 2] = id, ARGV[at + 2]
@@ -119,6 +126,7 @@ for at = requeued.first, requeued.last, 7 do
   local token, id = ARGV[at], ARGV[at + 1]
   if tokens[row] == token and not accepted[id] then
     accepted[id] = true
+    append(left, id)
     local delay, digit, enqueued, envelope, record = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], ARGV[at + 5],
       ARGV[at + 6]
     local due
@@ -143,6 +151,69 @@ for at = requeued.first, requeued.last, 7 do
     end
   else
     append(refused, id)
+  end
+end
+
+-- Gates: `c<limit>,0=<name>`, so many at once, and `r<us>,<burst>=<name>`, one in so many us and so many at once.
+local function gates_of(spec)
+  local list = {}
+  for kind, first, second, name in string.gmatch(spec, '(%l)(%d+),(%d+)=(%S+)') do
+    append(list, {kind = kind, first = tonumber(first), second = tonumber(second), name = name})
+  end
+  return list
+end
+
+local function first_at(name)
+  return call('ZRANGE', GATES, '[' .. name .. '\0p', '(' .. name .. '\0q', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
+
+-- Whether the gate lets a job pass that stands at `mine` among those who wait; of a rate also when it does.
+local function is_open(gate, mine)
+  local name, opens = gate.name, now_us
+  if gate.kind == 'c' then
+    if call('ZLEXCOUNT', GATES, '[' .. name .. '\0', '(' .. name .. '\1') == 0 then return true end
+    if call('ZLEXCOUNT', GATES, '[' .. name .. '\0h', '(' .. name .. '\0i') >= gate.first then return false end
+  else
+    local used = tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR
+    opens = math.max(now_us, used - (gate.second - 1) * gate.first)
+    if opens > now_us then return false, opens end
+  end
+  return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. mine) == 0, opens
+end
+
+-- Take what the gates from this one on have to give; returns the number of one that is closed, and its place there.
+local function pass_gates(id, gates, from, order)
+  for i = from, #gates do
+    local gate = gates[i]
+    local name, mine = gate.name, gate.name .. '\0p' .. order .. id
+    local open, opens = is_open(gate, mine)
+    if not open then
+      if opens then call('ZADD', OPENINGS, string.format('%.0f', opens), 'w' .. name) end
+      return i, mine
+    end
+    if gate.kind == 'c' then
+      call('ZADD', GATES, 0, name .. '\0h' .. id)
+    else
+      local used = math.max(now_us, tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR)
+      call('ZADD', OPENINGS, string.format('%.0f', FAR + used + gate.first), 't' .. name)
+    end
+  end
+end
+
+-- Who waits goes by priority and by the time of its enqueue.
+local function order_of(digit, enqueued) return string.format('%d%013.0f', (digit - 1) % 3, enqueued) end
+
+-- What ended or goes back gives up its places; those gates are open now.
+local opened, parked = {}, 0
+if #left > 0 and call('EXISTS', PLACES) == 1 then
+  local specs = call('HMGET', PLACES, unpack(left))
+  for i = 1, #left do
+    if specs[i] then
+      for _, gate in ipairs(gates_of(specs[i])) do
+        if call('ZREM', GATES, gate.name .. '\0h' .. left[i]) == 1 then append(opened, gate.name) end
+      end
+      call('HDEL', PLACES, left[i])
+    end
   end
 end
 
@@ -275,6 +346,74 @@ for i = 1, #rules, 2 do
   end
 end
 
+-- Let in who waits at a gate, in order, as long as it lets them. Returns whether it could be done in this cycle.
+local function let_in(name)
+  for _ = 1, BATCH do
+    local head = first_at(name)
+    if not head then return true end
+    if parked >= BATCH then return false end
+    local order, id = string.sub(head, #name + 3, #name + 16), string.sub(head, #name + 17)
+    local known, payload = call('HGET', PLACES, id), call('HGET', PAYLOAD, id)
+    local gates, at = gates_of(known or ''), 1
+    while gates[at] and gates[at].name ~= name do at = at + 1 end
+    if not payload or not gates[at] then
+      call('ZREM', GATES, head) -- nobody's; a job that lies nowhere is the reconciler's
+    else
+      local closed, mine = pass_gates(id, gates, at, order)
+      if closed == at then return true end
+      parked = parked + 1
+      if closed then
+        call('ZADD', GATES, 0, mine)
+        call('HSET', INDEX, id, 'z=' .. mine)
+      else
+        local digit, enqueued, envelope = string.match(payload, '^(%d)|(%d+)|(.*)$')
+        local lane, why = tonumber(digit), nil
+        if call('EXISTS', COST) == 1 then lane, why = lane_now(lane, envelope) end
+        local fields = {'j', id, 'd', envelope, 'q', enqueued, why and 'c', why}
+        local place = call('XADD', KEYS[lane], '*', unpack(fields))
+        call('HSET', INDEX, id, lane .. place)
+        call('HSET', PLACES, id, '+' .. string.sub(known, 2))
+        call('HDEL', PAYLOAD, id)
+      end
+      call('ZREM', GATES, head)
+    end
+  end
+  return false
+end
+
+for _, name in ipairs(opened) do
+  if not let_in(name) then call('ZADD', OPENINGS, 'NX', now_us, 'w' .. name) end
+end
+-- Rates count at the start: what passes them now finds a slot here.
+if want > 0 and not paused and call('EXISTS', OPENINGS) == 1 then
+  local due = call('ZRANGE', OPENINGS, '-inf', now_us, 'BYSCORE', 'LIMIT', 0, BATCH)
+  if #due > 0 then call('ZREM', OPENINGS, unpack(due)) end
+  for _, what in ipairs(due) do
+    if not let_in(string.sub(what, 2)) then call('ZADD', OPENINGS, now_us, what) end
+  end
+  due = call('ZRANGE', OPENINGS, FAR, string.format('%.0f', FAR + now_us), 'BYSCORE', 'LIMIT', 0, BATCH)
+  if #due > 0 then call('ZREM', OPENINGS, unpack(due)) end
+end
+
+-- Whether a job that was delivered may start. If not, it waits at a gate now and is no delivery any more.
+local function may_start(lane, entry_id, fields)
+  if fields[1] ~= 'j' or string.sub(fields[4], 1, 7) ~= '{"gt":"' then return true end
+  local id, spec = fields[2], string.match(fields[4], '^{"gt":"([^"]*)"')
+  local known = call('HGET', PLACES, id)
+  if known and string.byte(known) == 43 then return true end
+  local enqueued = fields[5] == 'q' and fields[6] or string.match(entry_id, '^%d+')
+  local closed, mine = pass_gates(id, gates_of(spec), 1, order_of(lane, enqueued))
+  call('HSET', PLACES, id, (closed and '-' or '+') .. spec)
+  if not closed then return true end
+  call('ZADD', GATES, 0, mine)
+  call('HSET', PAYLOAD, id, lane .. '|' .. enqueued .. '|' .. fields[4])
+  call('HSET', INDEX, id, 'z=' .. mine)
+  call('XACK', KEYS[lane], GROUP, entry_id)
+  call('XDEL', KEYS[lane], entry_id)
+  parked = parked + 1
+  return false
+end
+
 -- Take over from one worker that is gone, no more than can be run here. Those before it that held nothing are taken off
 -- the books on the way: an empty one must not cost the next one's jobs a beat.
 local claimed = {}
@@ -287,13 +426,13 @@ if want > 0 and not paused then
   gone = next_gone()
 end
 while gone do
-  local left = false
+  local has_more = false
   for lane = 1, LANES do
     local held = call('XPENDING', KEYS[lane], GROUP, '-', '+', math.min(want, BATCH) + 1, gone)
     local take, orphans = {'XCLAIM', KEYS[lane], GROUP, consumer, 0}, {}
     for i = 1, #held do
       if i > want or i > BATCH then
-        left = true
+        has_more = true
         break
       end
       append(take, held[i][1])
@@ -308,9 +447,11 @@ while gone do
           delivery, crashes = (tonumber(delivery) or 1) + 1, tonumber(crashes) or 0
           if gone ~= HANDBACK then crashes = crashes + 1 end
           token = place .. '*' .. delivery .. '*' .. crashes
-          call('HSET', INDEX, id, token)
-          append(claimed, {lane, found[1], token, delivery, crashes, found[2]})
-          want = want - 1
+          if may_start(lane, found[1], found[2]) then
+            call('HSET', INDEX, id, token)
+            append(claimed, {lane, found[1], token, delivery, crashes, found[2]})
+            want = want - 1
+          end
         else
           append(orphans, found[1])
         end
@@ -321,7 +462,7 @@ while gone do
       end
     end
   end
-  if left then
+  if has_more then
     -- Its name is void from the first job taken; the rest waits for a free worker, and one is woken.
     call('ZADD', WORKERS, 'XX', 0, gone)
     call('XADD', KEYS[1], '*', 'w', '1')
@@ -329,8 +470,26 @@ while gone do
     for lane = 1, LANES do call('XGROUP', 'DELCONSUMER', KEYS[lane], GROUP, gone) end
     call('ZREM', WORKERS, gone)
   end
-  gone = #claimed == 0 and not left and looks < 8 and next_gone() or nil
+  gone = #claimed == 0 and not has_more and looks < 8 and next_gone() or nil
   looks = looks + 1
+end
+
+-- Read from a lane what may start. What may not makes room for the next.
+local function read_lane(digit, ask)
+  local got = {}
+  while ask > 0 and parked < BATCH do
+    local some = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', ask, 'STREAMS', KEYS[digit], '>')
+    local entries, kept = some and some[1][2] or {}, 0
+    for i = 1, #entries do
+      if may_start(digit, entries[i][1], entries[i][2]) then
+        kept = kept + 1
+        append(got, entries[i])
+      end
+    end
+    if #entries < ask or kept == #entries then return got end
+    ask = ask - kept
+  end
+  return got
 end
 
 -- Read, lane by lane; what a lane's share left over goes to the lanes that have more.
@@ -342,12 +501,12 @@ if not paused then
       local digit, most = tonumber(ARGV[at]), tonumber(ARGV[at + pass])
       local ask = math.min(want, digit > 3 and most - slow or most, BATCH)
       if ask > 0 then
-        local got = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', ask, 'STREAMS', KEYS[digit], '>')
-        if got then
+        local got = read_lane(digit, ask)
+        if #got > 0 then
           append(read, digit)
-          append(read, got[1][2])
-          want = want - #got[1][2]
-          if digit > 3 then slow = slow + #got[1][2] end
+          append(read, got)
+          want = want - #got
+          if digit > 3 then slow = slow + #got end
         end
       end
     end
@@ -357,4 +516,9 @@ end
 local news = call('XRANGE', CONTROL, '(' .. ARGV[4], '+', 'COUNT', 32)
 local next_due = tonumber(call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')[2] or BLOCKED)
 if wake and wake < next_due then next_due = wake end
+if want > 0 and not paused then
+  local opens = tonumber(call('ZRANGE', OPENINGS, 0, 0, 'WITHSCORES')[2] or FAR)
+  if opens < FAR then next_due = math.min(next_due, math.ceil(opens / 1000)) end
+  if parked >= BATCH then next_due = now end
+end
 return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped}

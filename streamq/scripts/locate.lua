@@ -4,7 +4,7 @@
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index
 -- ARGV  job ids (at most 128)
 -- Returns per job  {}                                                            not live
---                  {0, due ms, payload}                                          delayed or retrying
+--                  {0, due ms, payload}                                          delayed or retrying; '': it waits at a gate
 --                  {digit, entry id, fields, consumer or '', ms since delivery}  in a lane
 local found = {}
 if #ARGV == 0 then return found end
@@ -13,7 +13,8 @@ for i = 1, #ARGV do
   local token = tokens[i]
   found[i] = {}
   if token and string.sub(token, 1, 1) == 'z' then
-    found[i] = {0, redis.call('ZSCORE', KEYS[7], ARGV[i]) or '0', redis.call('HGET', KEYS[8], ARGV[i]) or ''}
+    local due = string.sub(token, 1, 2) ~= 'z=' and (redis.call('ZSCORE', KEYS[7], ARGV[i]) or '0')
+    found[i] = {0, due or '', redis.call('HGET', KEYS[8], ARGV[i]) or ''}
   elseif token then
     local lane, place = tonumber(string.sub(token, 1, 1)), string.match(token, '^%d([%d%-]+)')
     local entry = redis.call('XRANGE', KEYS[lane], place, place)[1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from streamq.broker.partition import BATCH, Arg, CycleReply, Partition, Report, Unregistered
 from streamq.broker.wire import Fault, ServerRefused
 from streamq.clock import ServerClock
+from streamq.codec import GATED
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 from streamq.logs import event
 from streamq.meters import Meter
@@ -398,6 +399,11 @@ class Pump:
         if deliveries and "queue" in self.stopped:
             self.return_unrun(deliveries)
         else:
+            # Only a cycle knows whether gates are open: they go back, and the next one brings what may start.
+            gated = [delivery for delivery in deliveries if delivery.raw.startswith(GATED)]
+            if gated:
+                self.return_unrun(gated)
+                deliveries = [delivery for delivery in deliveries if not delivery.raw.startswith(GATED)]
             self._receive(deliveries)
 
     async def _stop_reader(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import given, strategies as st
 
 from streamq.codec import decode_envelope, encode_envelope, encode_json, envelope_bytes
 from streamq.errors import BadArguments
+from streamq.gates import Gates, Rate
 from streamq.job import Envelope
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 whole = st.integers(-(1 << 63), (1 << 64) - 1)
 scalars = st.none() | st.booleans() | whole | st.floats(allow_nan=False, allow_infinity=False) | text
 json_values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=20)
+GATES = Gates("h", 1, Rate.parse("1/s", ""), 2, Rate.parse("3/m", ""))
 positive = st.integers(0, 1 << 53)
 envelopes = st.builds(
     Envelope,
@@ -38,6 +41,7 @@ envelopes = st.builds(
     retry_until_ms=positive,
     cost=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     crashes=positive,
+    gates=st.just("") | text.map(lambda key: GATES.of_job(key)),
 )
 
 
@@ -47,7 +51,7 @@ def test_the_strategy_knows_every_field():
     assert set(example.__struct_fields__) == {
         "handler", "version", "args", "kwargs", "key", "attempt", "max_attempts", "deadline_ms", "occurrence", "dedup",
         "dedup_window_ms", "dedup_scope", "headers", "starts", "keep_result_ms", "ttl_ms", "retry_until_ms",
-        "cost", "crashes",
+        "cost", "crashes", "gates",
     }  # fmt: skip
 
 
@@ -95,3 +99,18 @@ def test_bytes_that_are_no_envelope_are_refused_and_nothing_worse(raw):
     except ValueError:
         return
     assert isinstance(decoded, Envelope)
+
+
+@given(text)
+def test_scripts_see_the_gates_at_the_front_whatever_the_key_is(key):
+    """They match, and decode nothing."""
+    gates = GATES.of_job(key)
+    for raw in (
+        encode_envelope(Envelope("h", key=key, gates=gates)),
+        envelope_bytes(b'{"v":1,"h":"h"', (1,), {}, None, gates),
+    ):
+        found = re.match(rb'\{"gt":"([^"]*)",', raw)
+        assert found is not None
+        assert found[1].decode() == gates
+        assert decode_envelope(raw).gates == gates
+    assert re.fullmatch(r"[!-~]+( [!-~]+){3}", gates)

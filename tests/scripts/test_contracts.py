@@ -45,6 +45,7 @@ CALLS = {
     "flights": lambda p: Inspection(p.wire, p.keys).flights(limit=1),
     "lead": lambda p: FanOuts(p).lead("hourly", "me", 1000),
     "learn": lambda p: p.learn(20.0, 3, counts=["t1", 1], runs=["h|k", 30]),
+    "gates": lambda p: Repairs(p, "me").gates(repair=True),
     "leave": lambda p: p.leave("w1"),
     "locate": lambda p: Inspection(p.wire, p.keys).locate_many(["a", "b"]),
     "mend": lambda p: Repairs(p, "me").mend([b"a", b"b"], repair=True),
