@@ -306,6 +306,9 @@ class Pump:
                 await self._partition.count(new)
 
     def _receive(self, deliveries: list[Delivery]) -> None:
+        if self._slots.is_quiet and deliveries:  # they were on their way when the order came
+            self.return_unrun(deliveries)
+            return
         for delivery in deliveries:
             if delivery.crashes:
                 self.meter.add("reclaimed")
@@ -328,6 +331,14 @@ class Pump:
             self.return_unrun(stale)
         if self.buffer:
             self._stale_check = self._loop.call_later(STALE_S / 2, self._return_stale)
+
+    def return_waiting(self) -> None:
+        """Hand back everything that has not been started."""
+        unrun = [*self.buffer, *self.suspects]
+        self.buffer.clear()
+        self.suspects.clear()
+        if unrun:
+            self.return_unrun(unrun)
 
     def return_unrun(self, deliveries: list[Delivery]) -> None:
         """Hand deliveries back; if the call fails, they come back with the lease, or when this worker is gone."""

@@ -1,23 +1,27 @@
-"""Where a task stands: all the way down to what it awaits, which asyncio itself does not show."""
+"""Where a task stands, down to the innermost call: asyncio shows the outermost frame of one that waits."""
 
 from __future__ import annotations
 
+import linecache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncio import Task
+    import asyncio
 
 __all__ = ["stack_of"]
 
+_DEEPEST = 100
 
-def stack_of(task: Task[Any]) -> str:
-    """Return a line for each coroutine, the innermost last, as a traceback has them."""
+
+def stack_of(task: asyncio.Task[Any]) -> str:
+    """Return the calls of a task that waits, outermost first, as a traceback writes them."""
     lines: list[str] = []
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+    step: Any = task.get_coro()
+    while step is not None and len(lines) < _DEEPEST:
+        frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
         if frame is not None:
             code = frame.f_code
-            lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n')
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+            source = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n    {source}\n')
+        step = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
     return "".join(lines)
