@@ -119,6 +119,12 @@ async def list_attempts(request: Request) -> Response:
     return Json({"items": told(list(job.attempts)), "stale": is_stale})
 
 
+async def show_log(request: Request) -> Response:
+    """Tell what the handler wrote about the job, oldest first; of a running job, until a moment ago."""
+    job, is_stale = await _whole(request)
+    return Json({"items": told(list(job.log)), "lines": job.log_lines, "stale": is_stale})
+
+
 async def cancel_job(request: Request) -> Response:
     """Cancel a job. One that runs is interrupted, and ends once its handler lets go."""
     job_id, reason = request.path_params["job_id"], await _reason(request)
@@ -216,6 +222,10 @@ OPERATIONS = (
     Operation(
         method="GET", path=f"{_JOB}/attempts", run=list_attempts, tag="jobs", scope="jobs:read", by_user=True,
         answer=shapes.Attempts, misses=(404,),
+    ),
+    Operation(
+        method="GET", path=f"{_JOB}/log", run=show_log, tag="jobs", scope="jobs:read", by_user=True,
+        answer=shapes.Log, misses=(404,),
     ),
     Operation(
         method="POST", path=f"{_JOB}:cancel", run=cancel_job, tag="jobs", scope="jobs:write", body=Reason,

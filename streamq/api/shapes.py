@@ -11,38 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 __all__ = [
-    "Accepted",
-    "Attempt",
-    "Attempts",
-    "AuditEntries",
-    "AuditEntry",
-    "Block",
-    "ErrorGroup",
-    "ErrorGroups",
-    "HandlerInfo",
-    "Handlers",
-    "Job",
-    "JobPage",
-    "LaneHolds",
-    "LegacyJob",
-    "LegacyList",
-    "LegacyQueue",
-    "LegacyStats",
-    "LegacyUser",
-    "Operation",
-    "Ordered",
-    "Pause",
-    "Problem",
-    "Queue",
-    "Queues",
-    "Schedule",
-    "Schedules",
-    "Series",
-    "SeriesPoint",
-    "Session",
-    "Unknown",
-    "Worker",
-    "Workers",
+    "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups",
+    "HandlerInfo", "Handlers", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
+    "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Pause", "Problem", "Queue", "Queues", "Schedule",
+    "Schedules", "Series", "SeriesPoint", "Session", "Unknown", "Worker", "Workers",
 ]  # fmt: skip
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -85,6 +57,16 @@ class LogLine(msgspec.Struct):
     line: str
 
 
+class Log(msgspec.Struct):
+    """What a handler wrote about its job, oldest first."""
+
+    items: list[LogLine]
+    """The last ones, as many as are kept."""
+    lines: int
+    """How many were written."""
+    stale: bool
+
+
 class Job(msgspec.Struct):
     """A job. What is not known is null; lists leave the result out."""
 
@@ -96,6 +78,8 @@ class Job(msgspec.Struct):
     attempt: int
     max_attempts: int
     lane: str
+    lane_reason: str | None
+    """Why it is in that lane."""
     crashes: int
     enqueued_at: Moment | None
     due_at: Moment | None

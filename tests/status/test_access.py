@@ -92,7 +92,7 @@ async def test_one_user_cannot_read_another(client, bearing, hand, statuses, sto
     assert [job["id"] for job in (await client.get("/v1/jobs", headers=mine)).json()["items"]] == ["mine"]
     pairs = [
         (f"{base}/u2", f"{base}/u9"), ("/v1/jobs/theirs", "/v1/jobs/none"), ("/v1/jobs/live", "/v1/jobs/none"),
-        ("/v1/jobs/theirs/attempts", "/v1/jobs/none/attempts"),
+        ("/v1/jobs/theirs/attempts", "/v1/jobs/none/attempts"), ("/v1/jobs/live/log", "/v1/jobs/none/log"),
     ]  # fmt: skip
     for theirs, unknown in pairs:
         refused, missing = await client.get(theirs, headers=mine), await client.get(unknown, headers=mine)

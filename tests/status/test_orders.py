@@ -301,6 +301,19 @@ async def test_attempts_are_told_alone(client, hand, statuses, store):
     assert (await client.get("/v1/jobs/nobody/attempts")).status_code == 404
 
 
+async def test_what_a_running_handler_tells_is_told(client, hand):
+    """How far it is, and what it wrote, before any of it is in the history."""
+    await hand.enqueue("job", u="u1")
+    await hand.take("w1")
+    notes = b'{"p":[0.5,"half"],"lg":[[1750000000000,"page 1"],[1750000001000,"page 2"]],"ln":7}'
+    await hand.wire.call("SET", hand.keys.notes("job"), notes, "PX", 60_000)
+    assert (await client.get("/v1/jobs/job")).json()["progress"] == {"fraction": 0.5, "note": "half"}
+    log = (await client.get("/v1/jobs/job/log")).json()
+    assert [each["line"] for each in log["items"]] == ["page 1", "page 2"]
+    assert (log["lines"], log["items"][0]["at"]) == (7, "2025-06-15T15:06:40.000Z")
+    assert (await client.get("/v1/jobs/nobody/log")).status_code == 404
+
+
 async def test_waiting_for_a_job_ends_with_it(client, hand, statuses, store):
     """No polling, and no longer than the job takes."""
     await hand.enqueue("job", u="u1")
