@@ -14,6 +14,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import uvloop
+
 from streamq.app import StreamQ
 from streamq.cron.minder import Minder
 from streamq.mongo import UserPages
@@ -91,4 +93,4 @@ async def mind(redis_url: str, sizes: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     mode, redis_url, *rest = sys.argv[1:]
     work = fire(redis_url, rest[0]) if mode == "fire" else mind(redis_url, json.loads(rest[0]))
-    print(json.dumps(asyncio.run(work)))
+    print(json.dumps(uvloop.run(work)))  # as `streamq cron` does

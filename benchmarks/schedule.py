@@ -62,7 +62,7 @@ def parts(scale: Scale) -> list[Part]:
         ),
         Part(
             ["five_crons_doubles", "five_crons_missing"],
-            partial(_five, hours=scale.pick(60, 12), hour_s=scale.pick(0.75, 0.5)),
+            partial(_five, hours=scale.pick(60, 12), hour_s=0.5),
             quick_s=12,
         ),
     ]
