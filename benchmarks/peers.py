@@ -318,11 +318,11 @@ def parts(chosen: argparse.Namespace, scale: Scale) -> list[Part]:
     """List the scenarios that were asked for."""
     names = chosen.systems or (QUICK if scale.quick else tuple(SYSTEMS))
     systems = [SYSTEMS[name] for name in names]
-    rounds = scale.pick(5, 2)
+    rounds = chosen.rounds or scale.pick(5, 2)
     seconds = scale.pick(1.5, 0.35)
 
     def race(step: Callable[..., None], **sizes: Any) -> Callable[[Report], None]:
-        return lambda report: step(Race(report, systems, rounds=sizes.pop("rounds", rounds)), **sizes)
+        return lambda report: step(Race(report, systems, rounds=min(rounds, sizes.pop("rounds", rounds))), **sizes)
 
     every: dict[str, tuple[Callable[[Report], None], float]] = {
         "drain_noop": (race(_drain, scenario="drain_noop", seconds=seconds), 22),
@@ -350,6 +350,7 @@ def _options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--systems", nargs="+", choices=SYSTEMS, metavar="NAME", help=f"of {', '.join(SYSTEMS)}")
     options.add_argument("--scenarios", nargs="+", metavar="NAME", help="which to run; all, unless named")
+    options.add_argument("--rounds", type=int, metavar="N", help="5, or 2 with --quick, unless given")
     options.add_argument("--crash-limit", type=float, default=75, metavar="S", help="wait so long for a restart")
     options.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures into SVG files there")
     return options
