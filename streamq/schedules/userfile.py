@@ -21,8 +21,10 @@ _MOST_TOLD = 10
 class BadLines:
     """Collects what is wrong with the lines of a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, undone: str = "enqueued") -> None:
+        """Take the file, and the word for what does not happen when a line is not good."""
         self._path = path
+        self._undone = undone
         self._told: list[str] = []
         self._count = 0
 
@@ -42,28 +44,33 @@ class BadLines:
             return
         rest = [f"and {self._count - _MOST_TOLD} more"] if self._count > _MOST_TOLD else []
         count = "one line is" if self._count == 1 else f"{self._count} lines are"
-        top = f"{self._path}: {count} not good, so nothing was enqueued"
+        top = f"{self._path}: {count} not good, so nothing was {self._undone}"
         raise BadInput("\n".join([top, *self._told, *rest]), hint="correct these lines and run it again")
 
 
-def read_users(path: Path) -> list[tuple[int, Any]]:
+def read_users(path: Path, bad: BadLines | None = None) -> list[tuple[int, Any]]:
     """Read user ids and the numbers of their lines; whether each is an id is for the caller to say.
 
     In CSV the column `user_id`, `id` or `user` counts, or the only one. In NDJSON each line is the id, or an object with
     one of these names. Blank lines are passed over.
 
+    Args:
+        path: The file.
+        bad: Collects the malformed lines, for a caller that will add to them and ends it; None: they end it here.
+
     Raises:
         BadInput: The file cannot be read, holds no users, or a line is malformed. The message names the lines.
     """
     lines = list(_lines(path))
-    bad = BadLines(path)
+    found = bad or BadLines(path)
     if not lines:
         raise BadInput(f"{path} holds no users", hint="write one a line, or CSV with a column user_id, or NDJSON")
     read = _json_users if lines[0][1][0] in '{"' else _csv_users
-    users = list(read(lines, bad))
-    bad.check()
-    if not users:
-        raise BadInput(f"{path} holds a header and no users")
+    users = list(read(lines, found))
+    if bad is None:
+        found.check()
+        if not users:
+            raise BadInput(f"{path} holds a header and no users")
     return users
 
 
@@ -76,7 +83,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}, line {number} is not UTF-8 text; nothing was enqueued") from error
+        raise BadInput(
+            f"{path}, line {number} is not UTF-8 text: nothing of it counts", hint="save the file as UTF-8"
+        ) from error
     for number, line in enumerate(text.split("\n"), 1):
         if stripped := line.strip():
             yield number, stripped

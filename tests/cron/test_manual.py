@@ -134,7 +134,7 @@ def test_what_a_file_may_look_like(tmp_path, text, users):
         (b"user_id\n", "holds a header and no users"),
         (b"a,b\n", "line 1: 2 columns, and none is called user_id, id, user"),
         (b"id,b\nx\n", "line 2: 1 columns instead of 2"),
-        (b"ok\n\xff\n", "line 2 is not UTF-8 text; nothing was enqueued"),
+        (b"ok\n\xff\n", "line 2 is not UTF-8 text: nothing of it counts"),
         (b'"u"\n' + b"x\n" * 12, "and 2 more"),
     ],
 )
