@@ -65,6 +65,12 @@ async def keyed(user: str, x: str) -> None:  # noqa: ARG001
     done() if done is not None else _count()
 
 
+@app.handler(queue=QUEUE, key="user", concurrency_per_key=1)
+async def gated(user: str, x: str) -> None:  # noqa: ARG001
+    """Do nothing but count; one job of a user at a time."""
+    done() if done is not None else _count()
+
+
 @app.handler(queue=QUEUE)
 async def io(x: str) -> None:  # noqa: ARG001
     """Wait, as for an answer of another service."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import app, peers
-from benchmarks.drains import drain, tallied
+from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, percentile, ratios, run
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
@@ -123,6 +123,11 @@ def parts(scale: Scale) -> list[Part]:
         Part(
             ["lanes_throughput_ratio"],
             partial(_throughput, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
+            quick_s=8,
+        ),
+        Part(
+            ["gates_throughput_ratio"],
+            partial(_gates, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
             quick_s=8,
         ),
         *(
@@ -314,16 +319,43 @@ def _throughput(report: Report, *, rounds: int, total: int) -> None:
             sides = list(rates)
             random.Random(number).shuffle(sides)
             for lanes in sides:
-                server.flush()
-                run_to_json(
-                    "-m", "benchmarks.producers", "fill", server.url, json.dumps({"count": total, "handler": "keyed"}),
-                    environment=app.environment(server.url, lanes=lanes),
-                )  # fmt: skip
-                rates[lanes].append(drain(server, [app.worker(100, lanes=lanes)], total).per_second)
+                rates[lanes].append(_drained(server, "keyed", total, lanes=lanes).per_second)
     report.add(
         "lanes_throughput_ratio", ratios(rates["true"], rates["false"]), "x lanes off", at_least(0.9),
         f"{total:,} no-op jobs, each of a user of its own, one process, concurrency 100",
         detail={"jobs_per_second": median(rates["true"]), "off_jobs_per_second": median(rates["false"])},
+    )  # fmt: skip
+
+
+def _drained(server: RedisServer, handler: str, total: int, **settings: str) -> Drained:
+    server.flush()
+    run_to_json(
+        "-m", "benchmarks.producers", "fill", server.url, json.dumps({"count": total, "handler": handler}),
+        environment=app.environment(server.url, **settings),
+    )  # fmt: skip
+    return drain(server, [app.worker(100, **settings)], total)
+
+
+def _gates(report: Report, *, rounds: int, total: int) -> None:
+    found: dict[str, list[Drained]] = {"gated": [], "keyed": []}
+    with RedisServer() as server:
+        report.server, report.notes = server.version, NOTES
+        for number in report.rounds(rounds):
+            sides = list(found)
+            random.Random(number).shuffle(sides)
+            for handler in sides:
+                found[handler].append(_drained(server, handler, total))
+    ours, plain = ([each.per_second for each in found[name]] for name in ("gated", "keyed"))
+    report.add(
+        "gates_throughput_ratio", ratios(ours, plain), "x no gate", at_least(0.7),
+        f"{total:,} no-op jobs, each of a user of its own, concurrency_per_key=1, one process, concurrency 100",
+        detail={
+            "jobs_per_second": median(ours), "ungated_jobs_per_second": median(plain),
+            "redis_us": median([each.redis_us for each in found["gated"]]),
+            "ungated_redis_us": median([each.redis_us for each in found["keyed"]]),
+            "worker_us": median([each.worker_us for each in found["gated"]]),
+            "ungated_worker_us": median([each.worker_us for each in found["keyed"]]),
+        },
     )  # fmt: skip
 
 

@@ -111,7 +111,11 @@ async def fill(count: int, handler: str = "noop", delay_ms: int = 0) -> dict[str
         chosen = chosen.options(delay=timedelta(milliseconds=delay_ms))
     for start in range(0, count, 10_000):
         places = range(start, min(start + 10_000, count))
-        calls = [(f"user{place}", ARGUMENT) for place in places] if handler == "keyed" else [ARGUMENT] * len(places)
+        calls = (
+            [(f"user{place}", ARGUMENT) for place in places]
+            if handler in {"keyed", "gated"}
+            else [ARGUMENT] * len(places)
+        )
         await chosen.enqueue_many(calls)
     await app.close()
     return {"per_second": count / (time.perf_counter() - begun)}

@@ -167,32 +167,47 @@ local function first_at(name)
   return call('ZRANGE', GATES, '[' .. name .. '\0p', '(' .. name .. '\0q', 'BYLEX', 'LIMIT', 0, 1)[1]
 end
 
--- Whether the gate lets a job pass that stands at `mine` among those who wait; of a rate also when it does.
-local function is_open(gate, mine)
+-- Places that are taken and not written yet, and how many at each gate: they are written many at once.
+local taking, fresh = {'ZADD', GATES}, {}
+local function write_places()
+  if #taking > 2 then call(unpack(taking)) end
+  taking, fresh = {'ZADD', GATES}, {}
+end
+
+-- A hash of short values is searched from its beginning; one with a value of more than 64 bytes is not.
+local function place_said(word, spec) return word .. spec .. string.rep(' ', 64) end
+
+-- Whether the gate lets a job pass that would wait there at what `place` returns; of a rate also when it does.
+local function is_open(gate, place)
   local name, opens = gate.name, now_us
   if gate.kind == 'c' then
-    if call('ZLEXCOUNT', GATES, '[' .. name .. '\0', '(' .. name .. '\1') == 0 then return true end
-    if call('ZLEXCOUNT', GATES, '[' .. name .. '\0h', '(' .. name .. '\0i') >= gate.first then return false end
+    local held = fresh[name] or 0
+    if call('ZLEXCOUNT', GATES, '[' .. name, '(' .. name .. '\1') == 0 then return held < gate.first end
+    held = held + call('ZLEXCOUNT', GATES, '[' .. name .. '\0h', '(' .. name .. '\0i')
+    if held >= gate.first then return false end
   else
     local used = tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR
     opens = math.max(now_us, used - (gate.second - 1) * gate.first)
     if opens > now_us then return false, opens end
   end
-  return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. mine) == 0, opens
+  return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. place(name)) == 0, opens
 end
 
 -- Take what the gates from this one on have to give; returns the number of one that is closed, and its place there.
 local function pass_gates(id, gates, from, order)
+  local function place(name) return name .. '\0p' .. order() .. id end
   for i = from, #gates do
     local gate = gates[i]
-    local name, mine = gate.name, gate.name .. '\0p' .. order .. id
-    local open, opens = is_open(gate, mine)
+    local name = gate.name
+    local open, opens = is_open(gate, place)
     if not open then
       if opens then call('ZADD', OPENINGS, string.format('%.0f', opens), 'w' .. name) end
-      return i, mine
+      return i, place(name)
     end
     if gate.kind == 'c' then
-      call('ZADD', GATES, 0, name .. '\0h' .. id)
+      append(taking, 0)
+      append(taking, name .. '\0h' .. id)
+      fresh[name] = (fresh[name] or 0) + 1
     else
       local used = math.max(now_us, tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR)
       call('ZADD', OPENINGS, string.format('%.0f', FAR + used + gate.first), 't' .. name)
@@ -206,15 +221,18 @@ local function order_of(digit, enqueued) return string.format('%d%013.0f', (digi
 -- What ended or goes back gives up its places; those gates are open now.
 local opened, parked = {}, 0
 if #left > 0 and call('EXISTS', PLACES) == 1 then
-  local specs = call('HMGET', PLACES, unpack(left))
+  local specs, free, forget = call('HMGET', PLACES, unpack(left)), {'ZREM', GATES}, {'HDEL', PLACES}
   for i = 1, #left do
     if specs[i] then
-      for _, gate in ipairs(gates_of(specs[i])) do
-        if call('ZREM', GATES, gate.name .. '\0h' .. left[i]) == 1 then append(opened, gate.name) end
+      append(forget, left[i])
+      for name in string.gmatch(specs[i], 'c%d+,0=(%S+)') do
+        append(free, name .. '\0h' .. left[i])
+        append(opened, name)
       end
-      call('HDEL', PLACES, left[i])
     end
   end
+  if #free > 2 then call(unpack(free)) end
+  if #forget > 2 then call(unpack(forget)) end
 end
 
 if letters.rows > 0 then
@@ -359,12 +377,13 @@ local function let_in(name)
     if not payload or not gates[at] then
       call('ZREM', GATES, head) -- nobody's; a job that lies nowhere is the reconciler's
     else
-      local closed, mine = pass_gates(id, gates, at, order)
+      local closed, mine = pass_gates(id, gates, at, function() return order end)
       if closed == at then return true end
       parked = parked + 1
       if closed then
         call('ZADD', GATES, 0, mine)
         call('HSET', INDEX, id, 'z=' .. mine)
+        write_places()
       else
         local digit, enqueued, envelope = string.match(payload, '^(%d)|(%d+)|(.*)$')
         local lane, why = tonumber(digit), nil
@@ -373,6 +392,7 @@ local function let_in(name)
         local place = call('XADD', KEYS[lane], '*', unpack(fields))
         call('HSET', INDEX, id, lane .. place)
         call('HSET', PLACES, id, '+' .. string.sub(known, 2))
+        write_places()
         call('HDEL', PAYLOAD, id)
       end
       call('ZREM', GATES, head)
@@ -381,6 +401,8 @@ local function let_in(name)
   return false
 end
 
+-- What has a payload and no time waits at a gate.
+if #opened > 0 and call('HLEN', PAYLOAD) <= call('ZCARD', DELAYED) then opened = {} end
 for _, name in ipairs(opened) do
   if not let_in(name) then call('ZADD', OPENINGS, 'NX', now_us, 'w' .. name) end
 end
@@ -395,23 +417,39 @@ if want > 0 and not paused and call('EXISTS', OPENINGS) == 1 then
   if #due > 0 then call('ZREM', OPENINGS, unpack(due)) end
 end
 
--- Whether a job that was delivered may start. If not, it waits at a gate now and is no delivery any more.
-local function may_start(lane, entry_id, fields)
-  if fields[1] ~= 'j' or string.sub(fields[4], 1, 7) ~= '{"gt":"' then return true end
-  local id, spec = fields[2], string.match(fields[4], '^{"gt":"([^"]*)"')
-  local known = call('HGET', PLACES, id)
-  if known and string.byte(known) == 43 then return true end
-  local enqueued = fields[5] == 'q' and fields[6] or string.match(entry_id, '^%d+')
-  local closed, mine = pass_gates(id, gates_of(spec), 1, order_of(lane, enqueued))
-  call('HSET', PLACES, id, (closed and '-' or '+') .. spec)
-  if not closed then return true end
-  call('ZADD', GATES, 0, mine)
-  call('HSET', PAYLOAD, id, lane .. '|' .. enqueued .. '|' .. fields[4])
-  call('HSET', INDEX, id, 'z=' .. mine)
-  call('XACK', KEYS[lane], GROUP, entry_id)
-  call('XDEL', KEYS[lane], entry_id)
-  parked = parked + 1
-  return false
+-- Those of the entries of a lane that may start. The others wait at a gate now, and are no deliveries any more.
+local function admitted(lane, entries)
+  local ids, places, said = {}, {}, {'HSET', PLACES}
+  for _, found in ipairs(entries) do
+    local fields = found[2]
+    if fields[1] == 'j' and string.sub(fields[4], 1, 7) == '{"gt":"' then append(ids, fields[2]) end
+  end
+  if #ids == 0 then return entries end
+  local known, kept = call('HMGET', PLACES, unpack(ids)), {}
+  for i, id in ipairs(ids) do places[id] = known[i] or '' end
+  for _, found in ipairs(entries) do
+    local fields = found[2]
+    local id, may_start = fields[2], true
+    if places[id] and string.byte(places[id]) ~= 43 then
+      local spec = string.match(fields[4], '^{"gt":"([^"]*)"')
+      local function enqueued() return fields[5] == 'q' and fields[6] or string.match(found[1], '^%d+') end
+      local closed, mine = pass_gates(id, gates_of(spec), 1, function() return order_of(lane, enqueued()) end)
+      append(said, id)
+      append(said, place_said(closed and '-' or '+', spec))
+      if closed then
+        call('ZADD', GATES, 0, mine)
+        call('HSET', PAYLOAD, id, lane .. '|' .. enqueued() .. '|' .. fields[4])
+        call('HSET', INDEX, id, 'z=' .. mine)
+        call('XACK', KEYS[lane], GROUP, found[1])
+        call('XDEL', KEYS[lane], found[1])
+        parked, may_start = parked + 1, false
+      end
+    end
+    if may_start then append(kept, found) end
+  end
+  if #said > 2 then call(unpack(said)) end
+  write_places()
+  return kept
 end
 
 -- Take over from one worker that is gone, no more than can be run here. Those before it that held nothing are taken off
@@ -447,7 +485,7 @@ while gone do
           delivery, crashes = (tonumber(delivery) or 1) + 1, tonumber(crashes) or 0
           if gone ~= HANDBACK then crashes = crashes + 1 end
           token = place .. '*' .. delivery .. '*' .. crashes
-          if may_start(lane, found[1], found[2]) then
+          if #admitted(lane, {found}) == 1 then
             call('HSET', INDEX, id, token)
             append(claimed, {lane, found[1], token, delivery, crashes, found[2]})
             want = want - 1
@@ -479,15 +517,12 @@ local function read_lane(digit, ask)
   local got = {}
   while ask > 0 and parked < BATCH do
     local some = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', ask, 'STREAMS', KEYS[digit], '>')
-    local entries, kept = some and some[1][2] or {}, 0
-    for i = 1, #entries do
-      if may_start(digit, entries[i][1], entries[i][2]) then
-        kept = kept + 1
-        append(got, entries[i])
-      end
-    end
-    if #entries < ask or kept == #entries then return got end
-    ask = ask - kept
+    local entries = some and some[1][2] or {}
+    local kept = admitted(digit, entries)
+    if kept == entries and #got == 0 then return entries end
+    for _, found in ipairs(kept) do append(got, found) end
+    if #entries < ask then return got end
+    ask = ask - #kept
   end
   return got
 end

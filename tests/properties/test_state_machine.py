@@ -77,13 +77,18 @@ few = st.integers(0, 3)
 wants = st.sampled_from([2, 1, 3, 0])
 seldom = st.sampled_from([False, False, False, True])
 scopes = st.sampled_from(["", "k", "s", "d", "t", ""])
-new_jobs = st.tuples(places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes)
-"""Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result, dedup scope."""
+new_jobs = st.tuples(
+    places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes, st.integers(-3, 2)
+)
+"""Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result, dedup scope, its gates (below 0: none)."""
 WORDS = {"": "", "s": "s", "k": "k", "t": f"t{LONG_MS}", "d": f"d{LONG_MS * 2}"}
 """Scopes as `add` takes them."""
 outcomes = st.lists(st.sampled_from(OUTCOMES), max_size=3)
 
-PickedJob = tuple[int, int, bool, int, bool, bool, str]
+PickedJob = tuple[int, int, bool, int, bool, bool, str, int]
+GATES = [("k:h:0", "h:h"), ("k:h:1", "h:h"), ("h:h",)]
+LIMITS = {"k:h:0": 1, "k:h:1": 1, "h:h": 2}
+"""One job of a user at a time, and two of the handler."""
 Shares = list[Read]
 
 
@@ -115,6 +120,16 @@ class Live:
     delivery: int = 0
     crashes: int = 0
     fence: int = 0
+    gates: tuple[str, ...] = ()
+    passed: int = 0
+    """How many of its gates it has passed; it holds a place at each."""
+    waits_at: str = ""
+    """The gate that it waits at; then it is in no lane."""
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Where it stands among those who wait at a gate."""
+        return (self.digit - 1) % 3, self.enqueued_ms, self.id
 
     @property
     def runs(self) -> bool:
@@ -141,12 +156,17 @@ class Model:
     is_paused: bool = False
     blocks: dict[str, bool] = field(default_factory=dict)
     """What is blocked, to whether it still is: one that was lifted stays until its jobs are back."""
+    freed: list[str] = field(default_factory=list)
+    """Gates where this very cycle has freed a place."""
+    to_look_at: list[str] = field(default_factory=list)
+    """Gates that the next cycle looks at that wants jobs."""
     results: set[str] = field(default_factory=set)
     letters: Counter[str] = field(default_factory=Counter)
 
     def end(self, name: str) -> None:
         """A job ends, and its dedup key with it."""
         job = self.live.pop(name)
+        self.freed += job.gates[: job.passed]
         self.ends[name] += 1
         if job.keep:
             self.results.add(name)
@@ -161,6 +181,9 @@ class Model:
     def end_by_cancelling(self, name: str) -> None:
         """A waiting job is cancelled: time does not keep its key, and one that was kept gives it back."""
         job = self.live.pop(name)
+        if job.passed or job.waits_at:
+            gates = sorted(job.gates)
+            self.to_look_at = [gate for gate in self.to_look_at if gate not in gates] + gates
         self.ends[name] += 1
         if job.keep:
             self.results.add(name)
@@ -189,12 +212,15 @@ class Seen:
     """Everything that lies in the partition, at one moment."""
 
     def __init__(self, raw: list[Any]) -> None:
-        index, delayed, payload, workers, outbox, dead, pause, lanes, keys = raw
+        index, delayed, payload, workers, outbox, dead, pause, lanes, gates, known, keys = raw
+        self.gates = {_text(member) for member in gates}
+        self.places = _pairs(known)
         self.raw = raw
         self.index = _pairs(index)
         self.due = {_text(name): float(due) for name, due in zip(delayed[::2], delayed[1::2], strict=True)}
         self.delayed = set(self.due)
-        self.payload = set(_pairs(payload))
+        self.payload = _pairs(payload)
+        self.enqueued_ms = {name: int(said.split("|")[1]) for name, said in self.payload.items()}
         self.workers = {_text(name): float(beat) for name, beat in zip(workers[::2], workers[1::2], strict=True)}
         self.outbox = [(_text(fields[0]), _pairs(fields[2:])) for _, fields in outbox]
         self.dead = [(_text(entry), _pairs(fields)) for entry, fields in dead]
@@ -207,6 +233,9 @@ class Seen:
         for digit, (entries, held, last) in enumerate(lanes, 1):
             here = {_text(entry): _text(f[1]) if f[0] == b"j" else None for entry, f in entries}
             self.entries[digit] = here
+            for entry, f in entries:
+                more = _pairs(f)
+                self.enqueued_ms[more.get("j", "")] = int(more["q"]) if "q" in more else _order(_text(entry))[0]
             self.held[digit] = {_text(row[0]): _text(row[1]) for row in held}
             waiting = [entry for entry in here if _order(entry) > _order(_text(last))]
             self.unread[digit] = [here[entry] for entry in waiting]
@@ -232,12 +261,13 @@ for _, name in ipairs(redis.call('KEYS', '*')) do
 end
 return {redis.call('HGETALL', KEYS[7]), redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES'), redis.call('HGETALL', KEYS[9]),
   redis.call('ZRANGE', KEYS[10], 0, -1, 'WITHSCORES'), redis.call('XRANGE', KEYS[11], '-', '+'),
-  redis.call('XRANGE', KEYS[12], '-', '+'), redis.call('HGET', KEYS[13], 'queue'), lanes, keys}
+  redis.call('XRANGE', KEYS[12], '-', '+'), redis.call('HGET', KEYS[13], 'queue'), lanes,
+  redis.call('ZRANGE', KEYS[14], 0, -1), redis.call('HGETALL', KEYS[15]), keys}
 """
 """A script: one look is one moment, and a tenth of the time that twenty commands take."""
 
 STRUCTURE = re.compile(
-    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|counts)"
+    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|counts|gates|places|openings)"
 )
 
 
@@ -265,6 +295,7 @@ class Bench:
         keys = self.partition.keys
         self.look_keys = [
             *keys.lanes, keys.index, keys.delayed, keys.payload, keys.workers, keys.outbox, keys.dead, keys.pause,
+            keys.gates, keys.places,
         ]  # fmt: skip
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
@@ -322,6 +353,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.seen = self.bench.look()
         for name, job in self.model.live.items():
             job.is_released = False
+            job.enqueued_ms = self.seen.enqueued_ms[name]
             if job.token is None:
                 job.token = self.seen.index[name]
                 assert (
@@ -345,7 +377,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.join()
         if not any(self.known[name] for name in self.names if self._lives(name)):
             if not any(any(waiting) for waiting in self.seen.unread.values()):
-                self.add([(1, 1 + self.calls % 6, False, self.calls % 3 - 1, self.calls % 2 == 0, False, "")])
+                self.add([(1, 1 + self.calls % 6, False, self.calls % 3 - 1, self.calls % 2 == 0, False, "", -1)])
             self._cycle(self.worker(0), [], want=2)
 
     @initialize()
@@ -360,14 +392,16 @@ class QueueMachine(RuleBasedStateMachine):
         """Enqueue up to three jobs in one call."""
         self.calls += 1
         jobs, expected = [], []
-        for place, digit, is_delayed, lock, window, keep, picked_scope in picked:
+        for place, digit, is_delayed, lock, window, keep, picked_scope, picked_gates in picked:
             name, key = self._name(place), LOCKS[lock] if lock >= 0 else None
             scope = picked_scope if key else ""
             is_late = is_delayed or scope == "d"
-            job = Live(name, digit, key, window, keep, scope, is_delayed=is_late)
+            gates = GATES[picked_gates] if picked_gates >= 0 else ()
+            job = Live(name, digit, key, window, keep, scope, is_delayed=is_late, gates=gates)
             envelope = Envelope(
-                "h", dedup=key, dedup_window_ms=LONG_MS * window, dedup_scope=scope, keep_result_ms=LONG_MS * keep
-            )
+                "h", dedup=key, dedup_window_ms=LONG_MS * window, dedup_scope=scope, keep_result_ms=LONG_MS * keep,
+                gates=" ".join(f"c{LIMITS[gate]},0={gate}" for gate in gates),
+            )  # fmt: skip
             jobs.append(NewJob(name, digit, encode_envelope(envelope), LONG_MS * is_late, key, WORDS[scope]))
             expected.append(self._added(job))
         added = self.run(self.partition.add("p", self.calls, jobs, cursor="here"))
@@ -418,7 +452,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _replaced(self, holder: Live, job: Live) -> str:
         """The waiting job gets what the new call brought, and a new time."""
-        holder.digit, holder.window, holder.keep = job.digit, job.window, job.keep
+        holder.digit, holder.window, holder.keep, holder.gates = job.digit, job.window, job.keep, job.gates
         holder.is_due = False
         if holder.mark[1:] not in self.model.live and holder.mark != "~":
             holder.mark, holder.token, holder.is_due = "", None, True
@@ -629,7 +663,8 @@ class QueueMachine(RuleBasedStateMachine):
             window, keep = bool(envelope.dedup_window_ms), bool(envelope.keep_result_ms)
             fence = (envelope.starts << 16) | 0xFFFF
             scope = envelope.dedup_scope
-            self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, scope, fence=fence)
+            gates = tuple(re.findall(r"=(\S+)", envelope.gates))
+            self.model.live[name] = Live(name, 1, envelope.dedup, window, keep, scope, fence=fence, gates=gates)
             self.model.letters[name] -= 1
             self.model.results.discard(name)
             if envelope.dedup:
@@ -695,6 +730,7 @@ class QueueMachine(RuleBasedStateMachine):
         not_ours = self._renewed(name, report)
         self._promoted(unread)
         self._lifted(unread)
+        self._opened(want, unread)
         taken: list[tuple[str, str]] = []
         if not self.model.is_paused:
             want = self._taken_over(name, want, was_away, unread, taken)
@@ -742,6 +778,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.letters[name] += isinstance(outcome, Dead)
             return True
         job.token, job.holder, job.delivery, job.crashes = None, None, 0, 0
+        self.model.freed += job.gates[: job.passed]
+        job.passed = 0
         job.waits_for, job.is_due, job.enqueued_ms = None, False, delivery.enqueued_ms
         if isinstance(outcome, Parked):
             is_held = outcome.what[0] == "?" or outcome.what in self.model.blocks
@@ -816,7 +854,7 @@ class QueueMachine(RuleBasedStateMachine):
             ]
             more = more or len(held) > want
             for job_id in held[:want]:
-                if job_id is not None:
+                if job_id is not None and self._may_start(self.model.live[job_id]):
                     self._claimed(self.model.live[job_id], name, is_crash=gone != HANDBACK)
                     taken.append((job_id, "claimed"))
                     want -= 1
@@ -849,14 +887,23 @@ class QueueMachine(RuleBasedStateMachine):
             for digit, most_now, most_then in order:
                 most = most_now if is_first else most_then
                 ask = max(0, min(want, most - slow if digit > 3 else most))
-                got, unread[digit] = unread[digit][:ask], unread[digit][ask:]
-                want -= len(got)
-                slow += len(got) if digit > 3 else 0
-                for job_id in got:
-                    if job_id is not None:
-                        job = self.model.live[job_id]
-                        job.holder, job.delivery, job.crashes = name, 1, 0
-                        taken.append((job_id, "read"))
+                kept = self._read_lane(name, ask, unread[digit], taken)
+                want -= kept
+                slow += kept if digit > 3 else 0
+
+    def _read_lane(self, name: str, ask: int, waiting: list[str | None], taken: list[tuple[str, str]]) -> int:
+        """Read from a lane; a job that may not start makes room for the next one, a wake-up entry does not."""
+        kept = 0
+        while waiting and kept < ask:
+            job_id = waiting.pop(0)
+            if job_id is not None:
+                job = self.model.live[job_id]
+                if not self._may_start(job):
+                    continue
+                job.holder, job.delivery, job.crashes = name, 1, 0
+                taken.append((job_id, "read"))
+            kept += 1
+        return kept
 
     def _received(self, name: str, deliveries: list[Delivery], lost: bool) -> None:
         for delivery in deliveries:
@@ -871,6 +918,58 @@ class QueueMachine(RuleBasedStateMachine):
             if not lost:
                 self.known[name][job.id] = delivery
                 self.history.append((name, delivery))
+
+    # Gates.
+
+    def _places_at(self, gate: str) -> int:
+        return sum(gate in job.gates[: job.passed] for job in self.model.live.values())
+
+    def _waiting_at(self, gate: str) -> list[Live]:
+        return sorted((job for job in self.model.live.values() if job.waits_at == gate), key=lambda job: job.order)
+
+    def _opened(self, want: int, unread: dict[int, list[str | None]]) -> None:
+        """What this cycle has freed goes to those who wait; who wants jobs also looks at other gates."""
+        model = self.model
+        gates, model.freed = model.freed, []
+        if want and not model.is_paused:
+            gates, model.to_look_at = gates + model.to_look_at, []
+        for gate in gates:
+            self._let_in(gate, unread)
+
+    def _let_in(self, gate: str, unread: dict[int, list[str | None]]) -> None:
+        """Those who wait go on, in order, as long as there are places."""
+        for job in self._waiting_at(gate):
+            if self._places_at(gate) >= LIMITS[gate]:
+                return
+            job.waits_at = ""
+            if self._may_start(job):
+                job.token = None
+                unread[job.digit].append(job.id)
+
+    def _may_start(self, job: Live) -> bool:
+        """Take a place at each gate from where the job is; or it waits at the first one that has none for it."""
+        for gate in job.gates[job.passed :]:
+            is_first = all(other.order > job.order for other in self._waiting_at(gate))
+            if self._places_at(gate) >= LIMITS[gate] or not is_first:
+                job.waits_at, job.holder, job.delivery, job.crashes = gate, None, 0, 0
+                job.token = f"z={gate}\0p{job.order[0]}{job.enqueued_ms:013}{job.id}"
+                return False
+            job.passed += 1
+        return True
+
+    @invariant()
+    def no_more_than_the_limit_have_passed_a_gate_and_nobody_waits_where_there_is_room(self) -> None:
+        """What is counted is who is there, and the server has there whom the model has."""
+        jobs = list(self.model.live.values())
+        places = {f"{gate}\0h{job.id}" for job in jobs for gate in job.gates[: job.passed]}
+        assert self.seen.gates == places | {(job.token or "")[2:] for job in jobs if job.waits_at}
+        said = {job.id: "-" if job.waits_at else "+" for job in jobs if job.waits_at or job.passed}
+        assert {name: word[0] for name, word in self.seen.places.items()} == said
+        for gate, limit in LIMITS.items():
+            assert self._places_at(gate) <= limit
+            if gate not in self.model.to_look_at and self._waiting_at(gate):
+                assert self._places_at(gate) == limit
+        assert all(job.passed == len(job.gates) for job in jobs if job.runs and job.id in self.known[job.holder or ""])
 
     # Small questions.
 
@@ -902,14 +1001,15 @@ class QueueMachine(RuleBasedStateMachine):
         seen, model = self.seen, self.model
         assert seen.index == {name: job.token for name, job in model.live.items()}
         assert seen.lost == []
-        assert seen.delayed == seen.payload == {job.id for job in model.live.values() if job.is_delayed}
+        assert seen.delayed == {job.id for job in model.live.values() if job.is_delayed}
+        assert set(seen.payload) == seen.delayed | {job.id for job in model.live.values() if job.waits_at}
         entries = {
             (name, f"{digit}{entry}", seen.held[digit].get(entry))
             for digit, here in seen.entries.items()
             for entry, name in here.items()
             if name is not None
         }
-        in_lanes = [job for job in model.live.values() if not job.is_delayed]
+        in_lanes = [job for job in model.live.values() if not job.is_delayed and not job.waits_at]
         assert entries == {(job.id, f"{job.digit}{job.entry}", job.holder) for job in in_lanes}
 
     @invariant()
