@@ -1,4 +1,4 @@
-"""Slow users and fast ones: `python -m benchmarks.fairness [--json] [--quick] [--plot FILE.svg]`.
+"""Slow users and fast ones: `python -m benchmarks.fairness [--json] [--quick] [--plot FOLDER]`.
 
 Every hour each user's data is refreshed, one job per user, and some take a hundred times longer. How long does a fast
 user wait for the start of the job? The same load goes through streamq with lanes off, which is FIFO, through streamq
@@ -7,6 +7,7 @@ with lanes on, and through other queues, on one server, one after another. Run t
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks import app, peers
 from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, percentile, ratios, run
+from benchmarks.plots import plot_fairness
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
 from benchmarks.systems import SYSTEMS, System
@@ -41,7 +43,8 @@ SLOTS, PARETO_SLOTS = 6, 64
 SLOW_IN_TEN = 2
 TIMES_SLOWER = 100
 BEAT_MS = 100
-PEERS = ("arq", "dramatiq", "saq", "taskiq")
+PEERS = {"arq": 200, "dramatiq": 1_000, "saq": 1_000, "taskiq": 1_000}
+"""Systems to how many users they get; arq starts as many jobs as it has slots each half second."""
 
 NOTES = [
     f"{SLOTS} slots in one process; {SLOW_IN_TEN * 10} % of the users are {TIMES_SLOWER} times slower, in random order; "
@@ -49,7 +52,9 @@ NOTES = [
     "wait: from the moment before the first job is enqueued to the start of the handler; every system gets the same "
     "jobs in the same order",
     f"streamq: STREAMQ_BEAT_MS={BEAT_MS}, as run times are scaled down as well; FIFO is the same with STREAMQ_LANES=false",
-    "other queues: their own defaults; they enqueue one by one where they have no call for many",
+    "other queues: their own defaults, and streamq's FIFO with the same jobs just before; they enqueue one by one where "
+    "they have no call for many",
+    f"arq looks for jobs each half second and starts at most {SLOTS} then, so it gets {PEERS['arq']} users",
     "the learned hour is the second one with the same users; a first hour starts with an empty server",
 ]
 
@@ -77,48 +82,47 @@ class Hour:
         """Return the 99th percentile of the waits of some users."""
         return percentile([self.waits_s[user] for user in users], 99)
 
+    def sides(self, fast: Sequence[str], slow: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Return the waits of some users and of others."""
+        return [self.waits_s[user] for user in fast], [self.waits_s[user] for user in slow]
+
+
+Waits = dict[str, tuple[list[float], list[float]]]
+"""System to the waits of its fast and of its slow users, in s, for the picture."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    picture = _taken(arguments, "--plot")
-    code = run("fairness", parts, arguments)
-    if picture:
-        from benchmarks.fairness_plot import draw
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--plot", type=Path, metavar="FOLDER", help="draw who starts when into fairness.svg there")
+    chosen, rest = options.parse_known_args(arguments)
+    waits: Waits = {}
 
-        draw(HOURS, Path(picture))
-    return code
+    def finish(_report: Report) -> None:
+        if chosen.plot is not None:
+            plot_fairness(waits, chosen.plot)
 
-
-HOURS: dict[str, tuple[list[float], list[float]]] = {}
-"""System to the waits of fast and of slow users, in s, for the picture."""
+    return run("fairness", partial(parts, waits), rest, options=options, finish=finish)
 
 
-def _taken(arguments: list[str], name: str) -> str:
-    """Take an option and its value out of the arguments."""
-    if name not in arguments:
-        return ""
-    place = arguments.index(name)
-    if place + 1 == len(arguments):
-        sys.exit(f"{name} needs the name of a file")
-    arguments.pop(place)
-    return arguments.pop(place)
-
-
-def parts(scale: Scale) -> list[Part]:
+def parts(waits: Waits, scale: Scale) -> list[Part]:
     """List what is measured."""
-    users, fast_ms = scale.pick(1_000, 400), scale.pick(4.0, 3.0)
+    users, fast_ms = scale.pick(1_000, 300), scale.pick(4.0, 3.0)
     return [
         Part(
-            ["fast_p99_vs_fifo", "makespan_vs_fifo", "slow_p99_vs_fifo", "first_hour_p99_vs_fifo",
-             "first_hour_hint_p99_vs_fifo"],
-            partial(_users, rounds=scale.pick(3, 1), users=users, fast_ms=fast_ms),
-            quick_s=25,
+            ["fast_p99_vs_fifo", "makespan_vs_fifo", "slow_p99_vs_fifo", "first_hour_p99_vs_fifo"],
+            partial(_users, waits=waits, rounds=scale.pick(3, 1), users=users, fast_ms=fast_ms),
+            quick_s=14,
+        ),
+        Part(
+            ["first_hour_hint_p99_vs_fifo"],
+            partial(_hints, rounds=scale.pick(3, 1), users=users, fast_ms=fast_ms),
+            quick_s=10,
         ),
         Part(
             ["pareto_fast_p99_vs_fifo"],
             partial(_pareto, rounds=scale.pick(3, 1), users=scale.pick(10_000, 4_000)),
-            quick_s=12,
+            quick_s=10,
         ),
         Part(
             ["lanes_throughput_ratio"],
@@ -133,10 +137,10 @@ def parts(scale: Scale) -> list[Part]:
         *(
             Part(
                 [f"{system}_fast_p99_vs_fifo"],
-                partial(_peer, system=system, users=users, fast_ms=fast_ms),
+                partial(_peer, waits=waits, system=system, users=number, fast_ms=fast_ms),
                 quick_s=0,
             )
-            for system in (PEERS if not scale.quick else ())
+            for system, number in (() if scale.quick else PEERS.items())
         ),
     ]  # fmt: skip
 
@@ -232,39 +236,56 @@ def _without_hints(visits: Sequence[Visit]) -> list[Visit]:
     return [each._replace(hint=None) for each in visits]
 
 
-def _users(report: Report, *, rounds: int, users: int, fast_ms: float) -> None:
-    found: dict[str, list[Hour]] = {name: [] for name in ("fifo", "first", "learned", "hinted")}
+def _users(report: Report, *, waits: Waits, rounds: int, users: int, fast_ms: float) -> None:
+    found: dict[str, list[Hour]] = {name: [] for name in ("fifo", "first", "learned")}
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
         for number in report.rounds(rounds):
             visits, fast, slow = _load(users, fast_ms, number)
-            plain = _without_hints(visits)
+            visits = _without_hints(visits)
             server.flush()
-            found["fifo"].append(_hour(server, plain, SLOTS, lanes="false"))
+            found["fifo"].append(_hour(server, visits, SLOTS, lanes="false"))
             server.flush()
-            found["first"].append(_hour(server, plain, SLOTS, burst_slots=str(SLOTS)))
-            found["learned"].append(_hour(server, plain, SLOTS))
-            server.flush()
-            found["hinted"].append(_hour(server, visits, SLOTS))
-    fifo = found["fifo"]
-    size = f"{users:,} users, {fast_ms:g} and {fast_ms * TIMES_SLOWER:g} ms, {SLOTS} slots"
-    for name, hour in {"FIFO": fifo[-1], "lanes": found["learned"][-1]}.items():
-        HOURS[name] = tuple([hour.waits_s[user] for user in who] for who in (fast, slow))  # type: ignore[assignment]
-
-    def add(name: str, hours: Sequence[Hour], bar: float, who: Sequence[str]) -> None:
-        ours, theirs = ([each.p99(who) for each in side] for side in (hours, fifo))
-        detail = {"p99_wait_s": median(ours), "fifo_p99_wait_s": median(theirs)}
-        report.add(name, ratios(ours, theirs), "x FIFO", at_most(bar), size, detail=detail)
-
-    add("fast_p99_vs_fifo", found["learned"], 0.1, fast)
-    took, fifo_took = ([each.took_s for each in side] for side in (found["learned"], fifo))
+            found["first"].append(_hour(server, visits, SLOTS, burst_slots=str(SLOTS)))
+            found["learned"].append(_hour(server, visits, SLOTS))
+    fifo, learned = found["fifo"], found["learned"]
+    waits |= {"streamq, FIFO": fifo[-1].sides(fast, slow), "streamq": learned[-1].sides(fast, slow)}
+    size = _size(users, fast_ms)
+    _compare(report, "fast_p99_vs_fifo", (learned, fifo), 0.1, fast, size)
+    took, fifo_took = ([each.took_s for each in side] for side in (learned, fifo))
     report.add(
         "makespan_vs_fifo", ratios(took, fifo_took), "x FIFO", at_most(1.03), size,
         detail={"s": median(took), "fifo_s": median(fifo_took)},
     )  # fmt: skip
-    add("slow_p99_vs_fifo", found["learned"], 1.1, slow)
-    add("first_hour_p99_vs_fifo", found["first"], 0.55, fast)
-    add("first_hour_hint_p99_vs_fifo", found["hinted"], 0.1, fast)
+    _compare(report, "slow_p99_vs_fifo", (learned, fifo), 1.1, slow, size)
+    _compare(report, "first_hour_p99_vs_fifo", (found["first"], fifo), 0.55, fast, f"{size}, {SLOTS} burst slots")
+
+
+def _hints(report: Report, *, rounds: int, users: int, fast_ms: float) -> None:
+    hinted, fifo = list[Hour](), list[Hour]()
+    with RedisServer() as server:
+        report.server, report.notes = server.version, NOTES
+        for number in report.rounds(rounds):
+            visits, fast, _ = _load(users, fast_ms, number)
+            server.flush()
+            fifo.append(_hour(server, _without_hints(visits), SLOTS, lanes="false"))
+            server.flush()
+            hinted.append(_hour(server, visits, SLOTS))
+    size = f"{_size(users, fast_ms)}, hints off by up to a half"
+    _compare(report, "first_hour_hint_p99_vs_fifo", (hinted, fifo), 0.1, fast, size)
+
+
+def _size(users: int, fast_ms: float) -> str:
+    return f"{users:,} users, {fast_ms:g} and {fast_ms * TIMES_SLOWER:g} ms, {SLOTS} slots"
+
+
+def _compare(
+    report: Report, name: str, sides: tuple[Sequence[Hour], Sequence[Hour]], limit: float, who: Sequence[str], size: str
+) -> None:
+    """Add how long some users waited, ours to FIFO's."""
+    ours, fifo = ([hour.p99(who) for hour in side] for side in sides)
+    detail = {"p99_wait_s": median(ours), "fifo_p99_wait_s": median(fifo)}
+    report.add(name, ratios(ours, fifo), "x FIFO", at_most(limit), size, detail=detail)
 
 
 # A heavy tail.
@@ -362,7 +383,7 @@ def _gates(report: Report, *, rounds: int, total: int) -> None:
 # Others.
 
 
-def _peer(report: Report, *, system: str, users: int, fast_ms: float) -> None:
+def _peer(report: Report, *, waits: Waits, system: str, users: int, fast_ms: float) -> None:
     """Measure another queue beside streamq's FIFO; there is no bar for it."""
     other = SYSTEMS[system]
     make(other)
@@ -372,11 +393,15 @@ def _peer(report: Report, *, system: str, users: int, fast_ms: float) -> None:
         fifo = _hour(server, _without_hints(visits), SLOTS, lanes="false")
         server.flush()
         theirs = _hour_of(other, server, visits)
-    HOURS[system] = ([theirs.waits_s[user] for user in fast], [theirs.waits_s[user] for user in slow])
+    if users == 1_000:  # a smaller load has no place in the same picture
+        waits[system] = theirs.sides(fast, slow)
     report.add(
         f"{system}_fast_p99_vs_fifo", [theirs.p99(fast) / fifo.p99(fast)], "x FIFO", None,
-        f"{users:,} users, {fast_ms:g} and {fast_ms * TIMES_SLOWER:g} ms, {SLOTS} slots, {', '.join(other.requirements)}",
-        detail={"p99_wait_s": theirs.p99(fast), "s": theirs.took_s, "fifo_s": fifo.took_s},
+        f"{_size(users, fast_ms)}, {other.requirements[0]}",
+        detail={
+            "p99_wait_s": theirs.p99(fast), "fifo_p99_wait_s": fifo.p99(fast), "slow_p99_wait_s": theirs.p99(slow),
+            "fifo_slow_p99_wait_s": fifo.p99(slow), "s": theirs.took_s, "fifo_s": fifo.took_s,
+        },
     )  # fmt: skip
 
 

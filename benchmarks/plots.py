@@ -1,4 +1,7 @@
-"""The figures of a run as SVG: bars on a logarithmic scale, so that the slow ones can be seen beside the fast ones."""
+"""The figures of a run as SVG.
+
+Of systems bars on a logarithmic scale, so that the slow ones can be seen beside the fast ones; of users who has started when.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["plot_peers"]
+__all__ = ["plot_fairness", "plot_peers", "started"]
 
 OURS, THEIRS, LIMIT = "#d9480f", "#5c7cfa", "#adb5bd"
 TITLES = {
@@ -37,13 +40,7 @@ def plot_peers(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    # The same figures give the same file.
-    mpl.rcParams.update({"svg.hashsalt": "streamq", "svg.fonttype": "none", "font.size": 9})
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     rows = sorted(rows, key=lambda row: row["value"])
     names = [row["name"].partition(".")[2] for row in rows]
     values = [row["value"] for row in rows]
@@ -60,6 +57,52 @@ def _bars(rows: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def plot_fairness(waits: Mapping[str, tuple[Sequence[float], Sequence[float]]], folder: Path) -> None:
+    """Draw into `fairness.svg` how many fast and how many slow users have started over time, system by system.
+
+    Args:
+        waits: System to the waits of fast and of slow users, in s; nothing is drawn without any.
+        folder: Is made if it is not there.
+
+    Raises:
+        ImportError: matplotlib is not installed; it is in the dependency group `bench`.
+    """
+    if not waits:
+        return
+    pyplot = _pyplot()
+    figure, sides = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for side, title, which in zip(sides, ("fast users", "slow users"), (0, 1), strict=True):
+        for system, seconds in waits.items():
+            at_s, percent = started(seconds[which])
+            is_ours = system == "streamq"
+            side.plot(at_s, percent, label=system, color=OURS if is_ours else None, linewidth=2 if is_ours else 1)
+        side.set_title(title, loc="left", fontsize=10)
+        side.set_xlabel("s after the first job was enqueued")
+        side.spines[["top", "right"]].set_visible(False)
+        side.grid(alpha=0.3)
+    sides[0].set_ylabel("% of them have started")
+    sides[1].legend(frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "fairness.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def started(waits_s: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the times at which somebody started, rising, and how many % had started by then."""
+    return sorted(waits_s), [100 * (place + 1) / len(waits_s) for place in range(len(waits_s))]
+
+
+def _pyplot() -> Any:
+    """Load matplotlib, told to make the same file of the same figures."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "streamq", "svg.fonttype": "none", "font.size": 9})
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _colour(name: str) -> str:

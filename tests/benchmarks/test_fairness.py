@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.fairness import Hour, _load, _Reader, _taken
+from benchmarks.fairness import PEERS, Hour, _load, _Reader, main, parts
+from benchmarks.harness import Scale
+from benchmarks.plots import plot_fairness, started
 
 
 def test_a_fifth_of_the_users_is_a_hundred_times_slower_and_hints_are_off_by_up_to_a_half():
@@ -37,9 +39,36 @@ def test_the_99th_percentile_is_that_of_the_users_asked_for():
     assert hour.p99(["ada", "bob"]) == 2.0
 
 
-def test_the_option_for_the_picture_is_taken_out_of_the_arguments():
-    arguments = ["--quick", "--plot", "x.svg", "--json"]
-    assert (_taken(arguments, "--plot"), arguments) == ("x.svg", ["--quick", "--json"])
-    assert _taken(arguments, "--plot") == ""
-    with pytest.raises(SystemExit, match="--plot needs the name of a file"):
-        _taken(["--plot"], "--plot")
+def test_the_waits_of_fast_and_of_slow_users_are_kept_apart():
+    assert Hour({"ada": 1.0, "bob": 2.0, "eve": 9.0}, 10.0).sides(["bob", "ada"], ["eve"]) == ([2.0, 1.0], [9.0])
+
+
+def test_the_help_tells_of_the_picture(capsys):
+    """The option belongs to this benchmark, and the others do not have it."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "--plot FOLDER" in capsys.readouterr().out
+
+
+def test_every_figure_can_be_asked_for_by_name(capsys):
+    """A name of nothing is refused before anything is measured."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--only", "nonsense_p99_vs_fifo"])
+    assert ended.value.code == 2
+    assert "there is no figure nonsense_p99_vs_fifo" in capsys.readouterr().err
+
+
+def test_each_peer_has_a_figure_in_a_full_run_and_none_in_a_quick_one():
+    """A quick run has no time for them."""
+    named = {name for part in parts({}, Scale(quick=False)) for name in part.measures}
+    assert {f"{system}_fast_p99_vs_fifo" for system in PEERS} < named
+    quick = {name for part in parts({}, Scale(quick=True)) for name in part.measures}
+    assert not any(name.startswith(system) for name in quick for system in PEERS)
+
+
+def test_the_picture_rises_with_every_user_who_starts(tmp_path):
+    """Without anybody there is none, and matplotlib is not needed."""
+    assert started([3.0, 1.0, 2.0, 9.0]) == ([1.0, 2.0, 3.0, 9.0], [25.0, 50.0, 75.0, 100.0])
+    plot_fairness({}, tmp_path / "pictures")
+    assert not (tmp_path / "pictures").exists()
