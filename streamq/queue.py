@@ -65,6 +65,7 @@ class _IdMaker:
 
     def __init__(self) -> None:
         self._ms = 0
+        self._noise = ""
         self._prefix = ""
         self._count = 0
         if hasattr(os, "register_at_fork"):
@@ -73,19 +74,20 @@ class _IdMaker:
     def next(self) -> str:
         ms = time.time_ns() // 1_000_000
         if ms != self._ms:
-            self._restart(ms)
+            if ms < self._ms or not self._noise:
+                self._restart()
+            self._ms, self._count = ms, 0
+            self._prefix = _base32(ms, 10) + self._noise
         self._count += 1
         return f"{self._prefix}{self._count:07X}"
 
-    def _restart(self, ms: int = 0) -> None:
-        """Draw new noise, each millisecond and in a forked child: two processes never share a prefix."""
-        self._ms, self._count = ms, 0
-        noise = secrets.randbits(45)
-        self._prefix = _base32(ms, 10) + _base32(noise, 9)
+    def _restart(self) -> None:
+        """Draw new noise, in a forked child and when the clock went back: no prefix is used twice."""
+        self._ms, self._noise = 0, _base32(secrets.randbits(45), 9)
 
 
 def _base32(number: int, digits: int) -> str:
-    return "".join(_CROCKFORD[(number >> 5 * place) & 31] for place in range(digits - 1, -1, -1))
+    return "".join([_CROCKFORD[(number >> 5 * place) & 31] for place in range(digits - 1, -1, -1)])
 
 
 new_job_id = _IdMaker().next

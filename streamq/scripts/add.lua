@@ -30,16 +30,29 @@
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
 local KEPT_TILL = 253370764800000 -- 9999-01-01: whoever ends before it sets the time
 local WIDTH, FIRST, FIXED = 6, 7, 13
-local time = redis.call('TIME')
+local call = redis.call
+local number, known = tonumber(ARGV[2]), call('HGET', KEYS[10], ARGV[1])
+
+-- A single job for now without dedup key and hint, while nobody is known as slow: all that follows comes to this.
+if #ARGV == FIRST + WIDTH - 1 and ARGV[9] == '0' and ARGV[10] == '0' and ARGV[4] == '' and ARGV[5] == '0' and ARGV[6] == '0'
+  and known and number > tonumber(string.match(known, '^%d+')) and call('HEXISTS', KEYS[9], ARGV[7]) == 0
+  and (ARGV[12] == '' or string.byte(ARGV[12]) == 45 and call('EXISTS', KEYS[12]) == 0) then
+  local place = call('XADD', KEYS[tonumber(ARGV[8])], '*', 'j', ARGV[7], 'd', ARGV[11])
+  local now = tonumber(string.match(place, '^%d+'))
+  call('HSET', KEYS[9], ARGV[7], ARGV[8] .. place)
+  call('HINCRBY', KEYS[11], 'enqueued', '1')
+  call('HSET', KEYS[10], ARGV[1], ARGV[2] .. '|' .. now + ARGV[3] .. '|0|')
+  return {'OK', now, ''}
+end
+
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local count = (#ARGV - FIRST + 1) / WIDTH
 if count < 0 or count > 128 or count ~= math.floor(count) then
   return redis.error_reply('ERR add: ' .. #ARGV .. ' arguments are not 0 to 128 jobs')
 end
 
-local number = tonumber(ARGV[2])
 local last, cursor, results = 0, '', ''
-local known = redis.call('HGET', KEYS[10], ARGV[1])
 if known then
   local kept, size, rest = string.match(known, '^(%d+)|%d+|(%d+)|(.*)$')
   last, cursor, results = tonumber(kept), string.sub(rest, 1, size), string.sub(rest, size + 1)
@@ -49,7 +62,7 @@ if ARGV[6] == '1' and number ~= last + 1 then return {'GAP', now, last, cursor} 
 
 local most = tonumber(ARGV[5])
 if most > 0 then
-  local depth = redis.call('HLEN', KEYS[9])
+  local depth = call('HLEN', KEYS[9])
   if depth + count > most then return {'FULL', now, depth} end
 end
 
@@ -58,14 +71,14 @@ local places, holders, alive = {}, {}, {}
 if count > 0 then
   local ids = {}
   for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
-  places = redis.call('HMGET', KEYS[9], unpack(ids))
+  places = call('HMGET', KEYS[9], unpack(ids))
 end
 if #KEYS > FIXED then
-  holders = redis.call('MGET', unpack(KEYS, FIXED + 1))
+  holders = call('MGET', unpack(KEYS, FIXED + 1))
   local held = {}
   for i = 1, #holders do if holders[i] then held[#held + 1] = holders[i] end end
   if #held > 0 then
-    local found = redis.call('HMGET', KEYS[9], unpack(held))
+    local found = call('HMGET', KEYS[9], unpack(held))
     for i = 1, #held do alive[held[i]] = found[i] end
   end
 end
@@ -81,7 +94,7 @@ end
 
 -- Look: who is known as slow, and from which hint on jobs were.
 local means, cut = {}, nil
-local known_slow = redis.call('EXISTS', KEYS[12]) == 1
+local known_slow = call('EXISTS', KEYS[12]) == 1
 local names, owners, is_hinted = {}, {}, false
 for i = 1, count do
   local whose = ARGV[FIRST + i * WIDTH - 1]
@@ -93,10 +106,10 @@ for i = 1, count do
   end
 end
 if #names > 0 then
-  local found = redis.call('HMGET', KEYS[12], unpack(names))
+  local found = call('HMGET', KEYS[12], unpack(names))
   for i = 1, #names do means[owners[i]] = found[i] and tonumber(string.match(found[i], '^[%d%.]+')) end
 end
-if is_hinted then cut = tonumber(redis.call('HGET', KEYS[13], 'cut') or nil) end
+if is_hinted then cut = tonumber(call('HGET', KEYS[13], 'cut') or nil) end
 
 -- The digit of a job's lane; of a slow one also why, and what to sort it by.
 local function lane_of(i, digit)
@@ -133,7 +146,7 @@ end
 local function judge(holder, lock, scope, value, at)
   local token = holder and alive[holder]
   if not token then
-    if holder and redis.call('PTTL', KEYS[lock]) > 0 then return 'd' .. holder end -- a window after its end
+    if holder and call('PTTL', KEYS[lock]) > 0 then return 'd' .. holder end -- a window after its end
     if holder then taken_over = taken_over + 1 end
     return nil, scope == 'd' and 'z~' or nil
   end
@@ -143,14 +156,14 @@ local function judge(holder, lock, scope, value, at)
   elseif scope == 'd' then
     if string.sub(token, 1, 2) == 'z>' then return 'd' .. holder end
     if token ~= 'z~' then return nil, 'z~' end
-    since[holder] = since[holder] or string.match(redis.call('HGET', KEYS[8], holder), '^%d|(%d+)|')
+    since[holder] = since[holder] or string.match(call('HGET', KEYS[8], holder), '^%d|(%d+)|')
     delay_till(holder, math.min(due_at(ARGV[at + 2]), since[holder] + value), digit, envelope)
     return 'r' .. holder
   elseif scope == 'k' then
     local before = string.match(token, '^z>(.*)$')
     if before then
       since[holder] = now
-      local lives = redis.call('HEXISTS', KEYS[9], before) == 1
+      local lives = call('HEXISTS', KEYS[9], before) == 1
       if not lives then
         index[#index + 1], index[#index + 2] = holder, 'z'
         alive[holder] = 'z'
@@ -193,10 +206,10 @@ for i = 1, count do
       slow[#slow + 1] = {cost, i, digit, id, ARGV[at + 4], why}
       place = digit .. '?' -- known at the end
     else
-      place = digit .. redis.call('XADD', KEYS[digit], '*', 'j', id, 'd', ARGV[at + 4])
+      place = digit .. call('XADD', KEYS[digit], '*', 'j', id, 'd', ARGV[at + 4])
     end
     if scope == 't' or scope == 'p' then
-      redis.call('SET', KEYS[lock], id, 'PX', scope == 't' and value or value - now % value)
+      call('SET', KEYS[lock], id, 'PX', scope == 't' and value or value - now % value)
     elseif scope then
       locks[#locks + 1], locks[#locks + 2] = KEYS[lock], id
     end
@@ -207,29 +220,29 @@ end
 table.sort(slow, function(a, b) return a[1] > b[1] or (a[1] == b[1] and a[2] < b[2]) end)
 for _, job in ipairs(slow) do
   local digit, id = job[3], job[4]
-  local place = redis.call('XADD', KEYS[digit], '*', 'j', id, 'd', job[5], 'c', job[6])
+  local place = call('XADD', KEYS[digit], '*', 'j', id, 'd', job[5], 'c', job[6])
   index[#index + 1], index[#index + 2] = id, digit .. place -- the last one counts
 end
-if taken_over > 0 then redis.call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
-if fresh > 0 then redis.call('HINCRBY', KEYS[11], 'enqueued', fresh) end
-if #index > 2 then redis.call(unpack(index)) end
-if #locks > 1 then redis.call(unpack(locks)) end
+if taken_over > 0 then call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
+if fresh > 0 then call('HINCRBY', KEYS[11], 'enqueued', fresh) end
+if #index > 2 then call(unpack(index)) end
+if #locks > 1 then call(unpack(locks)) end
 if #due > 2 then
-  local next_due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
-  redis.call(unpack(payloads))
-  redis.call(unpack(due))
+  local next_due = call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
+  call(unpack(payloads))
+  call(unpack(due))
   -- A blocked worker sleeps until the due time that it knows; tell one that there is an earlier one.
-  if not next_due or earliest < tonumber(next_due) then redis.call('XADD', KEYS[1], '*', 'w', '1') end
+  if not next_due or earliest < tonumber(next_due) then call('XADD', KEYS[1], '*', 'w', '1') end
 end
 local reply = all_new and '' or table.concat(outcome, '\n')
 local keep_until = now + tonumber(ARGV[3])
-redis.call('HSET', KEYS[10], ARGV[1], string.format('%d|%.0f|%d|', number, keep_until, #ARGV[4]) .. ARGV[4] .. reply)
+call('HSET', KEYS[10], ARGV[1], string.format('%d|%.0f|%d|', number, keep_until, #ARGV[4]) .. ARGV[4] .. reply)
 
 -- Each new producer forgets a few that have not been seen for long.
 if not known then
-  local some = redis.call('HRANDFIELD', KEYS[10], 8, 'WITHVALUES')
+  local some = call('HRANDFIELD', KEYS[10], 8, 'WITHVALUES')
   for i = 1, #some, 2 do
-    if tonumber(string.match(some[i + 1], '^%d+|(%d+)|')) < now then redis.call('HDEL', KEYS[10], some[i]) end
+    if tonumber(string.match(some[i + 1], '^%d+|(%d+)|')) < now then call('HDEL', KEYS[10], some[i]) end
   end
 end
 return {'OK', now, reply}

@@ -205,6 +205,49 @@ async def test_an_older_call_than_the_last_adds_nothing(board):
     assert await board.token("a") is None
 
 
+async def test_a_single_plain_job_leaves_what_it_would_leave_among_others(board):
+    """It takes a short way through the script, from the second call of a producer on."""
+    await board.add("first")
+    await board.add("short")
+    short = (await board.redis.hget(board.keys.producers, "producer")).split("|")
+    await board.add("among", "others")
+    among = (await board.redis.hget(board.keys.producers, "producer")).split("|")
+    assert (short[0], short[2:]) == ("2", ["0", ""])
+    assert (among[0], among[2:]) == ("3", ["0", ""])
+    assert 0 <= int(among[1]) - int(short[1]) < 5_000
+    entries = await board.redis.xrange(board.keys.lanes[1])
+    assert [fields for _, fields in entries] == [
+        {"j": name, "d": f"<{name}>"} for name in ("first", "short", "among", "others")
+    ]
+    assert await board.token("short") == f"2{entries[1][0]}"
+    assert await board.redis.hget(board.keys.counts, "enqueued") == "4"
+
+
+async def test_a_single_plain_job_that_is_sent_again_is_one_job(board):
+    """By its number, also when it has ended; and by its id, while it lives."""
+    await board.join("w1")
+    jobs = [NewJob("a", 2, b"{}")]
+    await board.partition.add("p", 1, [])
+    await board.partition.add("p", 2, jobs)
+    assert (await board.partition.add("p", 3, jobs)).results == ["p"]
+    await board.partition.add("p", 4, [NewJob("b", 2, b"{}")])
+    for delivery in await board.read("w1", 2):
+        await board.settle("w1", delivery)
+    with pytest.raises(CallRepeated) as repeated:
+        await board.partition.add("p", 4, [NewJob("b", 2, b"{}")])
+    assert (repeated.value.last, repeated.value.cursor, repeated.value.results) == (4, "", "")
+    assert await board.lane() == []
+
+
+async def test_a_single_job_is_found_slow_as_soon_as_somebody_is(board):
+    """Only while nobody is known as slow need nobody be asked for."""
+    await board.partition.add("p", 1, [])
+    await board.partition.add("p", 2, [NewJob("a", 2, b"x", whose="-h|ada")])
+    await board.redis.hset(board.keys.cost, "h|ada", "812|1")
+    await board.partition.add("p", 3, [NewJob("b", 2, b"x", whose="-h|ada")])
+    assert [await board.lane(lane) for lane in ("normal", "normal.slow")] == [["a"], ["b"]]
+
+
 async def test_numbers_of_one_producer_say_nothing_about_another(board):
     """Each counts for itself."""
     await board.partition.add("p", 5, [])
