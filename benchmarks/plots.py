@@ -5,6 +5,7 @@ Of systems bars on a logarithmic scale, so that the slow ones can be seen beside
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["plot_fairness", "plot_peers", "started"]
 
 OURS, THEIRS, LIMIT = "#d9480f", "#5c7cfa", "#adb5bd"
+OTHERS = ("#212529", THEIRS, "#12b886", "#ae3ec9", LIMIT)
+"""Of lines beside ours."""
 TITLES = {
     "drain_noop": "No-op jobs a second, one process",
     "drain_noop_2": "No-op jobs a second, two processes",
@@ -74,10 +77,11 @@ def plot_fairness(waits: Mapping[str, tuple[Sequence[float], Sequence[float]]], 
     pyplot = _pyplot()
     figure, sides = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for side, title, which in zip(sides, ("fast users", "slow users"), (0, 1), strict=True):
+        colours = cycle(OTHERS)
         for system, seconds in waits.items():
-            at_s, percent = started(seconds[which])
             is_ours = system == "streamq"
-            side.plot(at_s, percent, label=system, color=OURS if is_ours else None, linewidth=2 if is_ours else 1)
+            colour, width = (OURS, 2) if is_ours else (next(colours), 1)
+            side.plot(*started(seconds[which]), label=system, color=colour, linewidth=width)
         side.set_title(title, loc="left", fontsize=10)
         side.set_xlabel("s after the first job was enqueued")
         side.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ import orjson
 from streamq.errors import BadArguments
 from streamq.job import Envelope
 
-__all__ = ["GATED", "decode_envelope", "encode_envelope", "encode_json", "envelope_bytes"]
+__all__ = ["GATED", "decode_envelope", "encode_envelope", "encode_json", "envelope_bytes", "gates_first"]
 
 _STRICT = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 _DECODER = msgspec.json.Decoder(Envelope)
@@ -71,7 +71,7 @@ def envelope_bytes(
         BadArguments: An argument is not JSON.
     """
     try:
-        encoded = head if not gates else _gates_first(gates, head)
+        encoded = head if not gates else gates_first(gates, head)
         if args:
             encoded += b',"a":' + encode_json(args)
         if kwargs:
@@ -99,9 +99,9 @@ def encode_envelope(envelope: Envelope) -> bytes:
     """Encode an envelope that was decoded and changed."""
     if not envelope.gates:
         return _ENCODER.encode(envelope)
-    return _gates_first(envelope.gates, _ENCODER.encode(msgspec.structs.replace(envelope, gates="")))
+    return gates_first(envelope.gates, _ENCODER.encode(msgspec.structs.replace(envelope, gates="")))
 
 
-def _gates_first(gates: str, encoded: bytes) -> bytes:
+def gates_first(gates: str, encoded: bytes) -> bytes:
     """Put the gates where scripts see them without decoding the rest; no character of theirs needs an escape."""
     return GATED + gates.encode() + b'",' + encoded[1:]

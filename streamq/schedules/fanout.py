@@ -197,8 +197,11 @@ class FanOut:
 
     def _job_maker(self, state: FanOutState) -> JobMaker:
         if self._maker is None or self._maker[0] != state.begun_ms:
-            limit = self._desk.settings.max_payload_bytes
-            maker = JobMaker(self._schedule, self._occurrence, state.begun_ms, max_payload_bytes=limit)
+            settings = self._desk.settings
+            maker = JobMaker(
+                self._schedule, self._occurrence, state.begun_ms, max_payload_bytes=settings.max_payload_bytes,
+                lanes=settings.lanes and self._schedule.entry.handler.queue not in settings.fifo_queues,
+            )  # fmt: skip
             self._maker = (state.begun_ms, maker)
         return self._maker[1]
 

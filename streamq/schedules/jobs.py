@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from streamq.broker.partition import NewJob
+from streamq.codec import gates_first
 from streamq.dedup import Dedup, dedup_key
-from streamq.keys import lane_digit
-from streamq.lanes import whose
+from streamq.keys import lane_digit, slow_digit
+from streamq.lanes import NO_HINT, HintJudge, whose
 from streamq.schedules.occurrence import Occurrence, Schedule, user_word
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ class JobMaker:
     """Makes the jobs of one occurrence."""
 
     def __init__(
-        self, schedule: Schedule, occurrence: Occurrence, begun_ms: int, *, max_payload_bytes: int, spread: bool = True
+        self,
+        schedule: Schedule,
+        occurrence: Occurrence,
+        begun_ms: int,
+        *,
+        max_payload_bytes: int,
+        spread: bool = True,
+        lanes: bool = True,
     ) -> None:
         """Work out what all its jobs have in common.
 
@@ -38,6 +46,7 @@ class JobMaker:
             begun_ms: When the fan-out was begun.
             max_payload_bytes: The largest envelope.
             spread: Whether the schedule's `scatter` counts.
+            lanes: Whether costs count.
         """
         spec = schedule.entry.handler
         self._schedule = schedule
@@ -47,6 +56,8 @@ class JobMaker:
         self._digit = lane_digit(spec.priority)
         self._head = spec.head + b',"a":['
         self._owner = whose(spec.name, "", None)
+        self._gates = spec.gates
+        self._judge = HintJudge() if lanes else None
         deadline_ms = schedule.deadline_ms(occurrence, begun_ms)
         self._tail = b',"x":%d,"o":"%s"}' % (deadline_ms, occurrence.name.encode())
         self._max_payload_bytes = max_payload_bytes
@@ -65,8 +76,11 @@ class JobMaker:
             if isinstance(user, dict):
                 refused.append(user["refused"])
                 continue
+            cost = None
+            if isinstance(user, list):
+                user, cost = user
             text = user if isinstance(user, str) else str(user)
-            job = self._job(user, text)
+            job = self._job(user, text, cost)
             reason = self._objection(text, job)
             if reason:
                 refused.append(reason)
@@ -74,16 +88,30 @@ class JobMaker:
             if self._is_spread:
                 job.delay_ms = max(0, self._base_ms + self._schedule.spread_ms(text) - now_ms)
             jobs.append(job)
+        self._heed_hints(jobs)
         return jobs, refused
 
-    def _job(self, user: str | int, text: str) -> NewJob:
+    def _heed_hints(self, jobs: Sequence[NewJob]) -> None:
+        """Put jobs into the slow lane whose cost stands out; what was measured overrules it where it is known."""
+        if self._judge is not None and any(job.whose[0] != NO_HINT for job in jobs):
+            for job, is_slow in zip(jobs, self._judge.judge([job.whose for job in jobs]), strict=True):
+                if is_slow:
+                    job.digit = slow_digit(job.digit)
+
+    def _job(self, user: str | int, text: str, cost: float | None) -> NewJob:
         word = text if text.isascii() and text.isalnum() else user_word(text)
         dumped = orjson.dumps(user)
         key = dumped if user is text else b'"%s"' % dumped
-        envelope = self._head + dumped + b'],"u":' + key
+        head = self._head if self._gates is None else gates_first(self._gates.of_job(text), self._head)
+        envelope = head + dumped + b'],"u":' + key
+        owner = self._owner + text
+        if cost is not None:
+            envelope += b',"c":' + orjson.dumps(cost)
+            if self._judge is not None:
+                owner = whose(self._handler, text, cost)
         rule = self._rule
         if rule is None:
-            return NewJob(self._prefix + word, self._digit, envelope + self._tail, whose=self._owner + text)
+            return NewJob(self._prefix + word, self._digit, envelope + self._tail, whose=owner)
         dedup = rule.key
         if dedup is None:
             dedup = dedup_key(self._handler, [text if part is _USER else part for part in self._parts])
@@ -94,7 +122,7 @@ class JobMaker:
             envelope += b',"gw":%d' % rule.window_ms
         return NewJob(
             self._prefix + word, self._digit, envelope + self._tail, rule.wait_ms, dedup, rule.word,
-            whose=self._owner + text,
+            whose=owner,
         )  # fmt: skip
 
     def _objection(self, text: str, job: NewJob) -> str:

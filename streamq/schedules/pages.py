@@ -16,20 +16,21 @@ from uuid import UUID
 
 import orjson
 
-from streamq.errors import StreamQError
+from streamq.errors import BadArguments, StreamQError
+from streamq.options import checked_cost
 
 if TYPE_CHECKING:
     from streamq.broker.fanout import FanOuts, FanOutState
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.schedules.patience import Patience
 
-__all__ = ["MOST_USERS", "Page", "PageFailed", "Pages", "User", "plain_user"]
+__all__ = ["MOST_USERS", "Page", "PageFailed", "Pages", "User", "id_of", "plain_user"]
 
 MOST_USERS = 100_000
 """The most users of one page: it is held in memory, and stored in Redis while it is enqueued."""
 
-User = str | int | dict[str, str]
-"""As it stands in a page: text, a whole number, or why it cannot be enqueued."""
+User = str | int | list[Any] | dict[str, str]
+"""As it stands in a page: text, a whole number, either in a list with its cost, or why it cannot be enqueued."""
 
 
 class PageFailed(StreamQError):
@@ -124,7 +125,9 @@ class Pages:
     async def _fetch(self, cursor: str | None) -> Page:
         page = self._checked(await self._called(cursor), cursor)
         if self._admits is not None:
-            page = Page([user for user in page.users if isinstance(user, dict) or self._admits(user)], page.following)
+            page = Page(
+                [user for user in page.users if isinstance(user, dict) or self._admits(id_of(user))], page.following
+            )
         if len(page.users) <= self._largest:
             return page
         raw = orjson.dumps([page.users, page.following])
@@ -240,7 +243,22 @@ def _plain_users(ids: list[Any]) -> list[User]:
             pass  # one is not text that can be written; find out which
         else:
             return ids
-    return [plain_user(user) for user in ids]
+    return [_hinted(*user) if isinstance(user, tuple) and len(user) == 2 else plain_user(user) for user in ids]
+
+
+def _hinted(user: Any, cost: Any) -> User:
+    plain = plain_user(user)
+    if cost is None or isinstance(plain, dict):
+        return plain
+    try:
+        return [plain, checked_cost(cost, str(plain))]
+    except BadArguments as error:
+        return {"refused": str(error)}
+
+
+def id_of(user: User) -> Any:
+    """Return the id of a user that has one."""
+    return user[0] if isinstance(user, list) else user
 
 
 def plain_user(user: Any) -> User:

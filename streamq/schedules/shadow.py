@@ -10,7 +10,7 @@ from streamq.broker.fanout import FanOutState
 from streamq.clock import from_ms, utc_now
 from streamq.logs import event
 from streamq.mongo import FlagStore, Legacy, ShadowStore
-from streamq.schedules.pages import MOST_USERS, Pages
+from streamq.schedules.pages import MOST_USERS, Pages, id_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -64,7 +64,7 @@ class Shadow:
         late_s = (desk.now_ms() - occurrence.fire_ms) / 1000
         await self._store.begin(occurrence.name)
         async for page in dry_pages(schedule, occurrence, desk):
-            users = [user for user in page.users if not isinstance(user, dict)]
+            users = [id_of(user) for user in page.users if not isinstance(user, dict)]
             await self._store.add_page(occurrence.name, number, users)
             count, number = count + len(users), number + 1
         took_s = time.monotonic() - begun

@@ -70,8 +70,9 @@ def entry_of(page: Callable[..., Any], expression: str = "0 * * * *", **options:
     app = StreamQ(Settings())
     queue = options.pop("queue", "default")
     dedup = options.pop("dedup", "user_id")
+    limits = options.pop("limits", {})
 
-    @app.handler(queue=queue, key="user_id", dedup=dedup)
+    @app.handler(queue=queue, key="user_id", dedup=dedup, **limits)
     async def refresh(user_id: str, depth: int = 3) -> None: ...
 
     app.cron(expression, handler=refresh, name=options.pop("name", "hourly"), **options)(page)

@@ -14,6 +14,7 @@ from streamq.broker.fanout import FanOuts
 from streamq.broker.wire import ServerRefused
 from streamq.schedules.desks import desks
 from streamq.schedules.pages import MOST_USERS, PageFailed
+from streamq.schedules.phase import Phase, place_of
 from streamq.settings import Settings
 from tests.cron.conftest import NOON, Listing, ms
 
@@ -110,6 +111,29 @@ async def test_users_that_cannot_be_enqueued_are_told_and_counted(office, said, 
     assert alarm["level"] == "ERROR"
     assert "3 users cannot be enqueued, the others are; the first: None is no user id" in alarm["text"]
     assert alarm["schedule"] == "hourly"
+
+
+@pytest.mark.parametrize("count", [30, 300])
+async def test_a_page_may_say_what_users_cost(office, said, count):
+    """Jobs of those that stand out wait in the slow lane; also when the page is stored, for it takes several calls."""
+    costs = {f"u{number}": 7 if number % 10 else 7_000 for number in range(count)}
+    page = [*costs.items(), ("new", None), "plain", ("bad", -1), (None, 5)]
+    state = await office.fanout(office.schedule(Listing(page, 1000))).run()
+    assert (state.added, state.refused) == (count + 2, 2)
+    assert "the first: a cost is a number, 0 or more, and -1 came for 'bad'" in said("cron.failed")[0]["text"]
+    given = {envelope["u"]: envelope.get("c") for envelope in await office.envelopes()}
+    assert given == {**costs, "new": None, "plain": None}
+    partition = office.desk.partition
+    lengths = [await partition.wire.call("XLEN", lane) for lane in partition.keys.lanes]
+    assert lengths == [0, count - count // 10 + 2, 0, 0, count // 10, 0]
+
+
+async def test_a_share_of_the_users_counts_them_by_their_ids(office):
+    """What a user costs does not change whose it is."""
+    office.bureau.phase = Phase(share=0.5)
+    await office.fanout(office.schedule(Listing([(user, 3) for user in USERS]))).run()
+    ours = {envelope["u"] for envelope in await office.envelopes()}
+    assert ours == {user for user in USERS if place_of(user) < 0.5}
 
 
 class TestResuming:

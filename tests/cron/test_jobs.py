@@ -33,25 +33,34 @@ users = st.one_of(
 )
 
 
-@given(users, st.sampled_from([(), "user_id", ("user_id", "depth"), ("depth",)]))
-def test_a_job_is_byte_for_byte_what_enqueue_makes(user, dedup):
+GATES = {"concurrency_per_key": 2, "rate": "10/s"}
+
+
+@given(
+    users,
+    st.sampled_from([(), "user_id", ("user_id", "depth"), ("depth",)]),
+    st.one_of(st.none(), st.floats(0, 1e300)),
+    st.sampled_from([{}, GATES]),
+)
+def test_a_job_is_byte_for_byte_what_enqueue_makes(user, dedup, cost, limits):
     """Whatever the id looks like, and whatever the handler says of duplicates."""
-    schedule, maker = maker_of(dedup=dedup)
-    (job,), refused = maker.make([user], noon.fire_ms)
+    schedule, maker = maker_of(dedup=dedup, limits=limits)
+    (job,), refused = maker.make([user if cost is None else [user, cost]], noon.fire_ms)
     wanted = draft(
         schedule.entry.handler,
         (user,),
         {},
         Options(
             key=str(user),
+            cost=cost,
             id=noon.job_id(str(user)),
             occurrence=noon.name,
             deadline=from_ms(schedule.deadline_ms(noon, noon.fire_ms)),
         ),
     )
     assert not refused
-    assert (job.id, job.digit, job.envelope, job.delay_ms, job.dedup) == (
-        wanted.id, wanted.digit, wanted.envelope, wanted.delay_ms, wanted.dedup,
+    assert (job.id, job.digit, job.envelope, job.delay_ms, job.dedup, job.whose) == (
+        wanted.id, wanted.digit, wanted.envelope, wanted.delay_ms, wanted.dedup, wanted.whose,
     )  # fmt: skip
 
 
@@ -91,3 +100,22 @@ def test_a_spread_counts_from_the_fire_time():
     assert later.delay_ms == max(0, on_time.delay_ms - 1000)
     (past,), _ = maker.make([user], noon.fire_ms + 600_000)
     assert past.delay_ms == 0
+
+
+def digits(lanes):
+    """Return the lanes of 80 users of about 10 records, 20 of about 1,000, and one of whom nothing is known."""
+    schedule = checked(entry_of(Listing([])))
+    maker = JobMaker(schedule, noon, noon.fire_ms, max_payload_bytes=LIMIT, lanes=lanes)
+    hinted = [[f"u{number}", (10.0 if number < 80 else 1000.0) + number] for number in range(100)]
+    jobs, _ = maker.make([*hinted, "new"], noon.fire_ms)
+    return [job.digit for job in jobs]
+
+
+def test_users_whose_cost_stands_out_go_into_the_slow_lane_of_their_priority():
+    """Already in the first hour, when no job of theirs was ever measured."""
+    assert digits(lanes=True) == [*[2] * 80, *[5] * 20, 2]
+
+
+def test_costs_do_not_count_in_a_queue_without_lanes():
+    """All jobs run in their order."""
+    assert digits(lanes=False) == [2] * 101

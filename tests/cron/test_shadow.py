@@ -37,7 +37,7 @@ async def minders(office, mongo, clock):
     """Two processes that look after a schedule in the shadow, since 11:59."""
     office.bureau.phase = Phase(is_shadow=True)
     clock.move(minutes=-1)
-    listing = Listing(USERS)
+    listing = Listing([*USERS[:100], *((user, 5) for user in USERS[100:])])  # some with what they cost
     schedule = office.schedule(listing)
     both = [Minder(schedule, office.desk, shadow=Shadow(mongo)) for _ in range(2)]
     for minder in both:
