@@ -38,6 +38,7 @@ GROWTH = 1.05
 JOBS = 8_000
 """Enough batches that the first and the last one do not count; callgrind runs them in a few seconds."""
 
+ROUNDS = 3
 SIDES = ("enqueue", "work")
 COUNTED = ("commands", "round_trips", "bytes_to_redis", "bytes_from_redis")
 BUILD = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
@@ -82,7 +83,7 @@ class Budget:
         ]
 
 
-def _enqueued(report: Report, budget: Budget) -> None:
+def _enqueued(report: Report) -> dict[str, float]:
     with RedisServer() as server, _callgrind() as meter, tempfile.TemporaryDirectory() as folder:
         report.server = server.version
         sizes = json.dumps({"folder": folder, "count": JOBS})
@@ -94,13 +95,13 @@ def _enqueued(report: Report, budget: Budget) -> None:
             wait_until((told / "ready").exists, "the producer is warm", child, limit_s=120)
             spent = _measured(server, child, meter, (told / "go").touch, (told / "done").exists)
             (told / "bye").touch()
-    _tell(report, budget, "enqueue", spent)
+    return spent
 
 
-def _worked(report: Report, budget: Budget) -> None:
+def _worked(report: Report) -> dict[str, float]:
     with RedisServer() as server, _callgrind() as meter, tallied() as tallies:
         report.server = server.version
-        environment = tallies.environment | app.environment(server.url) | FIXED
+        environment = tallies.environment | app.environment(server.url, **RARELY) | FIXED
         line = ("-m", "streamq", "worker", "benchmarks.app:app", "--no-parent", "-c", "100")
         with Child(*line, environment=environment, program=meter.program) as child:
             wait_for_readers(server, child, limit_s=120)
@@ -112,7 +113,7 @@ def _worked(report: Report, budget: Budget) -> None:
                 server, child, meter,
                 lambda: child.process.send_signal(signal.SIGCONT), lambda: tallies.total() == 256 + JOBS,
             )  # fmt: skip
-    _tell(report, budget, "work", spent)
+    return spent
 
 
 def _quiet(child: Child) -> None:
@@ -128,6 +129,10 @@ def _fill(server: RedisServer, count: int) -> None:
 
 FIXED = {"PYTHONHASHSEED": "0", "STREAMQ_LOG_LEVEL": "info"}
 """The same order of sets and dicts each time."""
+
+
+RARELY = {"beat_ms": "300000", "dead_after_ms": "900000", "lease_ms": "3600000"}
+"""What happens once a second would be counted by how slow callgrind is, not by what a job takes."""
 
 
 def _measured(
@@ -152,11 +157,13 @@ def _per_job(before: ServerFigures, after: ServerFigures) -> dict[str, float]:
     }
 
 
-def _tell(report: Report, budget: Budget, side: str, spent: dict[str, float]) -> None:
-    for name, value in spent.items():
-        full = f"{name}_per_job.{side}"
+def _tell(report: Report, budget: Budget, side: str, measure: Callable[[Report], dict[str, float]]) -> None:
+    """Measure a few times and keep the least of each: how many jobs a batch takes depends a little on who is quicker."""
+    rounds = [measure(report) for _ in range(ROUNDS)]
+    for name in rounds[0]:
+        full, seen = f"{name}_per_job.{side}", [spent[name] for spent in rounds]
         bar = budget.bar(full)
-        report.add(full, [value], "", bar, f"{JOBS:,} no-op jobs", detail={"budget": budget.of(full)})
+        report.add(full, [min(seen)], "", bar, f"{JOBS:,} no-op jobs", detail={"budget": budget.of(full), "seen": seen})
         if bar is None:
             report.notes.append(f"{full} has no budget for {BUILD}: nothing to compare with")
 
@@ -204,8 +211,8 @@ def parts(budget: Budget, _scale: Scale) -> list[Part]:
     """List what is measured: the same in a quick run."""
     names = {side: [f"{name}_per_job.{side}" for name in (*COUNTED, "instructions")] for side in SIDES}
     return [
-        Part(names["enqueue"], partial(_enqueued, budget=budget), quick_s=25),
-        Part(names["work"], partial(_worked, budget=budget), quick_s=25),
+        Part(names["enqueue"], partial(_tell, budget=budget, side="enqueue", measure=_enqueued), quick_s=25),
+        Part(names["work"], partial(_tell, budget=budget, side="work", measure=_worked), quick_s=25),
     ]
 
 

@@ -331,6 +331,8 @@ def _plain(value: Any) -> str:
 
 def _rounded(value: Any) -> Any:
     """Keep four digits: more would be noise."""
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
     if not isinstance(value, float):
         return value
     short = float(f"{value:.4g}")

@@ -60,6 +60,7 @@ def test_a_figure_that_has_grown_ends_the_guard_with_1_and_is_named(tmp_path, mo
     tight = tmp_path / "budget.json"
     tight.write_text(json.dumps({"counts": {"commands_per_job.enqueue": 0.000_001}}))
     monkeypatch.setattr(guard, "BUDGET", tight)
+    monkeypatch.setattr(guard, "ROUNDS", 1)
     assert guard.main(["--json", "--only", "commands_per_job.enqueue"]) == 1
     told = capsys.readouterr()
     assert "guard: commands_per_job.enqueue has grown by more than 5 %" in told.err
