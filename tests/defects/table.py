@@ -31,8 +31,8 @@ DEFECTS = (
     ),
     Defect(
         "a late retry is taken", "scripts/cycle.lua",
-        "  if tokens[row] == token and not accepted[id] then\n    accepted[id] = true\n    local delay",
-        "  if not accepted[id] then\n    accepted[id] = true\n    local delay",
+        "  if tokens[row] == token and not accepted[id] then\n    accepted[id] = true\n    append(left, id)",
+        "  if not accepted[id] then\n    accepted[id] = true\n    append(left, id)",
         "scripts/test_cycle.py",
     ),
     Defect(
@@ -218,6 +218,32 @@ DEFECTS = (
         "a retry after the deadline", "worker/run.py",
         "        if limit_ms and due_ms > limit_ms:", "        if limit_ms and due_ms > 2 * limit_ms:",
         "properties/test_outcomes.py",
+    ),
+    # Gates.
+    Defect(
+        "one more than the limit runs", "scripts/cycle.lua",
+        "    if held >= gate.first then", "    if held > gate.first then",
+        "scripts/test_gates.py",
+    ),
+    Defect(
+        "nobody is let in when a place becomes free", "scripts/cycle.lua",
+        "        append(opened, name)\n", "",
+        "scripts/test_gates.py",
+    ),
+    Defect(
+        "a retried job keeps its place", "scripts/cycle.lua",
+        "    append(left, id)\n", "",
+        "scripts/test_gates.py",
+    ),
+    Defect(
+        "a cancelled job keeps its place", "scripts/cancel.lua",
+        "'\\0h' .. id)", "'\\0x' .. id)",
+        "scripts/test_gates.py",
+    ),
+    Defect(
+        "what an idle worker reads passes no gate", "worker/pump.py",
+        "if delivery.raw.startswith(GATED)]\n            if gated", "if not delivery.raw]\n            if gated",
+        "worker/test_gates.py",
     ),
     Defect(
         "a time to live counts for ever", "job.py",

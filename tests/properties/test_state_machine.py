@@ -78,7 +78,7 @@ wants = st.sampled_from([2, 1, 3, 0])
 seldom = st.sampled_from([False, False, False, True])
 scopes = st.sampled_from(["", "k", "s", "d", "t", ""])
 new_jobs = st.tuples(
-    places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes, st.integers(-3, 2)
+    places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes, st.integers(-1, 2)
 )
 """Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result, dedup scope, its gates (below 0: none)."""
 WORDS = {"": "", "s": "s", "k": "k", "t": f"t{LONG_MS}", "d": f"d{LONG_MS * 2}"}
