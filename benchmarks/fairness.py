@@ -137,7 +137,8 @@ def parts(waits: Waits, scale: Scale) -> list[Part]:
         *(
             Part(
                 [f"{system}_fast_p99_vs_fifo"],
-                partial(_peer, waits=waits, system=system, users=number, fast_ms=fast_ms),
+                # A smaller load has no place in the same picture.
+                partial(_peer, waits=waits if number == users else {}, system=system, users=number, fast_ms=fast_ms),
                 quick_s=0,
             )
             for system, number in (() if scale.quick else PEERS.items())
@@ -393,11 +394,10 @@ def _peer(report: Report, *, waits: Waits, system: str, users: int, fast_ms: flo
         fifo = _hour(server, _without_hints(visits), SLOTS, lanes="false")
         server.flush()
         theirs = _hour_of(other, server, visits)
-    if users == 1_000:  # a smaller load has no place in the same picture
-        waits[system] = theirs.sides(fast, slow)
+    waits[system] = theirs.sides(fast, slow)
     report.add(
         f"{system}_fast_p99_vs_fifo", [theirs.p99(fast) / fifo.p99(fast)], "x FIFO", None,
-        f"{_size(users, fast_ms)}, {other.requirements[0]}",
+        f"{_size(users, fast_ms)}, {other.requirements[0] if other.requirements else 'its own defaults'}",
         detail={
             "p99_wait_s": theirs.p99(fast), "fifo_p99_wait_s": fifo.p99(fast), "slow_p99_wait_s": theirs.p99(slow),
             "fifo_slow_p99_wait_s": fifo.p99(slow), "s": theirs.took_s, "fifo_s": fifo.took_s,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.fairness import PEERS, Hour, _load, _Reader, main, parts
-from benchmarks.harness import Scale
+from benchmarks.fairness import PEERS, Hour, _load, _peer, _Reader, main, parts
+from benchmarks.harness import Report, Scale
 from benchmarks.plots import plot_fairness, started
 
 
@@ -72,3 +72,16 @@ def test_the_picture_rises_with_every_user_who_starts(tmp_path):
     assert started([3.0, 1.0, 2.0, 9.0]) == ([1.0, 2.0, 3.0, 9.0], [25.0, 50.0, 75.0, 100.0])
     plot_fairness({}, tmp_path / "pictures")
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_another_queue_gets_the_same_users_and_is_drawn_and_told_beside_fifo():
+    """Any system will do, and this one needs nothing that is not here."""
+    report, waits = Report("fairness", Scale(quick=True)), {}
+    _peer(report, waits=waits, system="streamq", users=20, fast_ms=1.0)
+    (told,) = report.results
+    assert (told.name, told.unit, told.bar) == ("streamq_fast_p99_vs_fifo", "x FIFO", None)
+    assert told.size.startswith("20 users, 1 and 100 ms, 6 slots")
+    assert told.value == told.detail["p99_wait_s"] / told.detail["fifo_p99_wait_s"] > 0
+    assert [len(side) for side in waits["streamq"]] == [16, 4]
