@@ -47,8 +47,11 @@ SILENCE_LIMIT_S = 30.0
 _FRESH_S = 5.0
 """A worker whose last good round trip is older than this, and than three beats, is not ready."""
 _SWEEP_PERIOD_S = 0.1
+_COUNT_EVERY_S = 1.0
 _INTERRUPTED_S = 2.0
 """How long jobs that were interrupted may take to end; a parent kills later than this."""
+RECYCLE_AFTER_S = 15.0
+"""How long a process goes on that holds a job which does not let go; then it drains, and another takes its place."""
 EXIT_FORCED = 130
 EXIT_SILENT = 69
 
@@ -67,7 +70,9 @@ class Worker:
         self.name = worker_name(name)
         self.exit_code = 0
         self._broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
-        self._threads = ThreadPoolExecutor(settings.worker_concurrency, thread_name_prefix="streamq-job")
+        # Threads are made when they are needed. Those that do not let go are replaced, each once.
+        most_threads = 2 * settings.worker_concurrency + settings.burst_slots
+        self._threads = ThreadPoolExecutor(most_threads, thread_name_prefix="streamq-job")
         self._memory_limit = settings.max_memory_mb * 1_000_000
         # Workers that started together should not end together.
         self._most_jobs = settings.max_jobs - secrets.randbelow(settings.max_jobs // 10 + 1)
@@ -133,6 +138,8 @@ class Worker:
         slots.on_control = self._control
         slots.on_rename = self._renamed
         slots.on_stuck = self._recycle
+        if not self.settings.background_jobs_enabled:
+            self.quiet()
         slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
         self._link = ParentLink.open()
         self._check_memory()
@@ -146,6 +153,7 @@ class Worker:
                     *(tasks.create_task(self._pump(pump), name=f"pump-{pump.queue}") for pump in slots.pumps),
                     tasks.create_task(self._watch(slots)),
                     tasks.create_task(self._report(slots, self._reporter)),
+                    tasks.create_task(self._count(slots)),
                     tasks.create_task(self._follow_parent(self._link)),
                     tasks.create_task(self._answer_probes()),
                 ]
@@ -278,6 +286,12 @@ class Worker:
                 self._renew(f"it holds {held / 1_000_000:.0f} MB")
             await asyncio.sleep(reporter.period_s)
 
+    async def _count(self, slots: Slots) -> None:
+        """Each second: tell Redis what was counted here."""
+        while True:
+            await asyncio.sleep(_COUNT_EVERY_S)
+            await asyncio.gather(*(pump.tell_counts() for pump in slots.pumps))
+
     def _status(self, slots: Slots) -> str:
         return f"{slots.busy}/{slots.capacity} busy"
 
@@ -287,13 +301,21 @@ class Worker:
         self.drain()
 
     def _recycle(self, job: RunningJob) -> None:
-        """A handler does not let go: show where it stands, finish the rest, and let a fresh process take over."""
+        """A handler does not let go: show where it stands, and let a fresh process take over soon.
+
+        Its slot is replaced and work goes on, so that jobs beside it can end and several of its kind cost one process;
+        but its own job cannot run again before this process has ended.
+        """
         event(
             log, logging.ERROR, "job.stuck", job_id=job.delivery.id.decode(), handler=job.spec.name,
             told_to_stop=str(job.stop),
         )  # fmt: skip
         self.dump()
-        self.drain()
+        slots = self.slots
+        if slots is not None and len(slots.stuck) >= self.settings.worker_concurrency:
+            self.drain()
+        else:
+            asyncio.get_running_loop().call_later(RECYCLE_AFTER_S, self.drain)
 
     def _give_up(self, silent_s: float) -> None:
         event(
@@ -330,8 +352,6 @@ class Worker:
         """Start nothing new, and stay."""
         if self.slots is not None:
             self.slots.is_quiet = True
-            for pump in self.slots.pumps:
-                pump.return_waiting()
             event(log, logging.INFO, "worker.quiet", worker=self.name, running=self.slots.busy)
 
     def resume(self) -> None:
@@ -376,9 +396,8 @@ class Worker:
             event(log, logging.WARNING, "worker.interrupting", worker=self.name, running=slots.busy)
             slots.stop_all(Stop.SHUTDOWN)
             await asyncio.wait({idle}, timeout=_INTERRUPTED_S)
-        if not idle.done():
+        if slots.give_up_stuck() or not idle.done():
             self._has_stuck_jobs = True
-            slots.give_up_stuck()
         idle.cancel()
         forced.cancel()
         await self._settle_rest(slots, settled_by)
@@ -396,6 +415,8 @@ class Worker:
             await asyncio.sleep(_SWEEP_PERIOD_S / 10)
 
     async def _leave(self, slots: Slots) -> None:
+        await asyncio.gather(*(pump.tell_counts() for pump in slots.pumps))
+        await slots.notebook.close()
         await asyncio.gather(*(pump.leave() for pump in slots.pumps))
         if self._link is not None:
             self._link.bye()
