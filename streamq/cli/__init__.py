@@ -53,7 +53,8 @@ COMMANDS = {
         "blocks": Lazy("streamq.cli.blocks:blocks", "List what is blocked, until when, why and by whom."),
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
         "fairness": Lazy(
-            "streamq.cli.fairness:fairness", "See who is slow, and how slow and fast jobs share the slots."
+            "streamq.cli.fairness:fairness",
+            "Show from which run time on jobs are slow, how lanes share the slots, and the slowest users.",
         ),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
         "explain": Lazy(

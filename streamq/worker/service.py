@@ -352,6 +352,8 @@ class Worker:
         """Start nothing new, and stay."""
         if self.slots is not None:
             self.slots.is_quiet = True
+            for pump in self.slots.pumps:
+                pump.return_waiting()
             event(log, logging.INFO, "worker.quiet", worker=self.name, running=self.slots.busy)
 
     def resume(self) -> None:

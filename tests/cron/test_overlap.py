@@ -64,7 +64,7 @@ async def test_cancel_waits_for_a_running_job_to_let_go(office, eventually, said
     partition = office.desk.partition
     await partition.register("w1")
     reply = await partition.cycle(
-        "w1", Report(), want=1, reads=[(2, 1)], dead_after_ms=60_000, control_cursor=b"0-0", limits=(0, 10), now=0.0
+        "w1", Report(), want=1, reads=[(2, 1, 1)], dead_after_ms=60_000, control_cursor=b"0-0", limits=(0, 10), now=0.0
     )
     (running,) = reply.deliveries
     checking = asyncio.create_task(minder.check())

@@ -17,7 +17,7 @@ async def test_of_eight_reads_each_priority_comes_first_at_least_once(app):
     first = Counter(LANES[slots.reads(cycle)[0][0] - 1].partition(".")[0] for cycle in range(80))
     assert first == {"high": 60, "normal": 10, "low": 10}
     for cycle in range(8):
-        assert sorted(digit for digit, *_ in slots.reads(cycle)) == [1, 2, 3, 4, 5, 6]
+        assert {digit for digit, *_ in slots.reads(cycle)} == {1, 2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("starved", ["normal", "low"])

@@ -86,7 +86,8 @@ async def test_what_was_read_ahead_and_does_not_start_goes_to_a_worker_that_is_f
     await work(name="free")
     for other in others:
         await other.result()
-    assert {delivery.id.decode() for delivery in returned} == {other.id for other in others}
+    # The long one may have been on its way when it was still quiet, and then it was handed back as well.
+    assert {delivery.id.decode() for delivery in returned} - {held.id} == {other.id for other in others}
     assert greedy.slots.busy == 1
     assert greedy.slots.counters["completed"] == 0
     _, flights = await view.flights(limit=10)
