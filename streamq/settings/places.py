@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "Flags", "Given", "Place", "Pyproject", "Refused", "read_dot_env", "read_pyproject"]
 
-_NOT_SETTINGS = ("STREAMQ_TEST_", "STREAMQ_MONGOD", "STREAMQ_DEBUG", "STREAMQ_PARENT_")
+_NOT_SETTINGS = ("STREAMQ_TEST_", "STREAMQ_BENCH_", "STREAMQ_MONGOD", "STREAMQ_DEBUG", "STREAMQ_PARENT_")
 """Starts of the names that the tests, the embedded servers, the programs and their children use for themselves."""
 
 
