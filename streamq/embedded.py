@@ -32,7 +32,17 @@ from streamq.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
-__all__ = ["Endpoints", "MongoServer", "RedisServer", "Server", "find_mongod", "find_redis_server", "start", "stop"]
+__all__ = [
+    "Endpoints",
+    "MongoServer",
+    "RedisServer",
+    "Server",
+    "dead",
+    "find_mongod",
+    "find_redis_server",
+    "start",
+    "stop",
+]
 
 _START_LIMIT_S = 30.0
 _STOP_LIMIT_S = 15.0
@@ -93,6 +103,13 @@ def stop(directory: Path, which: Collection[str] = ("redis", "mongodb")) -> None
         for server in (RedisServer(directory / "redis"), MongoServer(directory / "mongodb")):
             if server.name in which and server.adopt(records.get(server.name, {})):
                 server.stop()
+
+
+def dead(directory: Path, which: Collection[str]) -> frozenset[str]:
+    """Return which of the servers of `directory` that are named in `which` do not run. Asks the system, and no server."""
+    records: dict[str, dict[str, Any]] = json.loads((directory / "endpoints.json").read_text())
+    processes = {name: _Process(records[name]["pid"], records[name]["born"]) for name in which}
+    return frozenset(name for name, process in processes.items() if not process.is_alive())
 
 
 def _bring_up(wanted: list[Server], records: dict[str, dict[str, Any]]) -> list[Server]:

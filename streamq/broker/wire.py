@@ -301,7 +301,8 @@ class Wire:
             )
         if type(error) is ResponseError:
             return _translate(str(error), self._where)
-        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}")
+        hint = f"is Redis running?  redis-cli -u {self._where} ping"
+        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}", hint=hint)
 
     def _refusal(self, reply: ErrorReply) -> StreamQError:
         """Translate an error reply; a connection that leads to the wrong place is dropped."""

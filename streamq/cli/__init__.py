@@ -97,7 +97,6 @@ Exit codes:
   70   an error inside streamq
   75   not now: the queue is full, or not confirmed; try again
   78   bad configuration
-  124  waited too long
   130  stopped by a second Ctrl-C
 """
 

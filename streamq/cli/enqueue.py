@@ -14,6 +14,7 @@ import msgspec
 
 from streamq.cli.options import output_options, seconds, setting_options
 from streamq.errors import BadInput
+from streamq.logs import masked
 
 if TYPE_CHECKING:
     from streamq.cli.output import Output
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from streamq.settings import Settings
 
 __all__ = ["enqueue"]
+
+SILENT_S = 2.0
+"""So long nobody wonders what is going on."""
 
 
 def _moment(text: str) -> datetime:
@@ -60,14 +64,18 @@ def enqueue(
     """
     from streamq.loading import load_with_settings
 
-    app, _ = load_with_settings(settings)
+    app, settings = load_with_settings(settings)
     spec = app.registry.get(handler)
     given = {**_from_document(document), **dict(_argument(spec, text) for text in arguments)}
     chosen = {name: value for name, value in options.items() if value is not None}
 
     async def send() -> Job:
+        sending = asyncio.ensure_future(app.handler_named(handler).options(**chosen).enqueue(**given))
         try:
-            return await app.handler_named(handler).options(**chosen).enqueue(**given)
+            await asyncio.wait([sending], timeout=SILENT_S)
+            if not sending.done():
+                out.note(f"{masked(settings.redis_url)} has not answered yet; trying for half a minute")
+            return await sending
         finally:
             await app.close()
 

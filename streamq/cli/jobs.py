@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["jobs"]
 
+HISTORY_LIMIT_S = 2.0
+
 _COLUMNS = ["id", "queue", "handler", "user", "state", "attempt", "enqueued_at"]
 
 
@@ -59,7 +61,7 @@ async def _remembered(settings: Settings, job_id: str) -> dict[str, Any] | None:
 
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
-        return next(iter(await Statuses(mongo).find({"_id": job_id}, limit=1)), None)
+        return next(iter(await Statuses(mongo).find({"_id": job_id}, limit=1, limit_s=HISTORY_LIMIT_S)), None)
     finally:
         await mongo.close()
 

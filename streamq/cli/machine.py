@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamq.cli.options import directory_option, json_option, output_options
+from streamq.cli.options import directory_option, output_options
 from streamq.cli.output import as_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["down", "logs", "ps", "restart", "scale"]
 
-_COLUMNS = ["name", "state", "pid", "uptime", "busy", "memory", "restarts", "last_death"]
+_COLUMNS = ["name", "state", "pid", "uptime", "busy", "memory", "restarts", "last_death", "problem"]
 
 
 @click.command()
@@ -87,11 +87,11 @@ def scale(role: str, count: int, directory: Path, out: Output) -> None:
     "--lines", "-n", type=click.IntRange(0, 10_000), default=100, show_default=True, help="How many old ones."
 )
 @directory_option
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def logs(name: str, lines: int, directory: Path, *, is_followed: bool, as_json: bool) -> None:
     """Show what the processes have printed.
 
-    NAME is a role such as worker, or one process such as worker.2; everything unless given. JSON is one object a line.
+    NAME is a role such as worker, or one process such as worker.2; everything unless given.
     """
     from streamq.parent import follow
 

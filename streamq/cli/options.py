@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from streamq.settings import Settings
 
-__all__ = ["directory_option", "json_option", "output_options", "seconds", "setting_options"]
+__all__ = ["directory_option", "output_options", "seconds", "setting_options"]
 
 _R = TypeVar("_R")
 
@@ -140,7 +140,7 @@ def _click_type(known: Spec) -> Any:
             return None
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def output_options(command: Callable[..., _R]) -> Callable[..., _R]:
@@ -151,7 +151,7 @@ def output_options(command: Callable[..., _R]) -> Callable[..., _R]:
         return command(*args, out=Output(as_json=as_json, quiet=quiet), **given)
 
     quiet = click.option("--quiet", "-q", is_flag=True, help="Print the names only, one a line.")
-    return cast("Callable[..., _R]", json_option(quiet(with_output)))
+    return cast("Callable[..., _R]", _json_option(quiet(with_output)))
 
 
 directory_option = click.option(

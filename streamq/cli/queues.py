@@ -12,6 +12,8 @@ from streamq.cli.options import output_options, seconds, setting_options
 from streamq.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from streamq.broker.inspection import Counts, WorkerSeen
     from streamq.cli.output import Output
     from streamq.cli.servers import Queue
@@ -21,7 +23,17 @@ __all__ = ["described_queue", "described_worker", "queues", "workers"]
 
 _UNIQUE = re.compile(r"\.[0-9a-f]{8}(~\d+)?$")
 
-_QUEUE_COLUMNS = ["queue", "waiting", "running", "scheduled", "dead", "oldest_wait_s", "workers", "state"]
+_QUEUE_COLUMNS = [
+    "queue",
+    "waiting",
+    "running",
+    "scheduled",
+    "dead",
+    "oldest_wait_s",
+    "workers",
+    "state",
+    "pause_reason",
+]
 _WORKER_COLUMNS = ["worker", "queue", "running", "beat_age_s", "state"]
 
 
@@ -84,13 +96,15 @@ def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output)
     Nothing that is enqueued from now on is started before the queue is resumed.
     """
 
-    async def order(each: Queue) -> None:
+    async def order(each: Queue, known: Collection[str]) -> bool:
         from streamq.operator import user_name
 
-        until_ms = (await each.view.counts()).now_ms + for_ms if for_ms else 0
-        await each.orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
+        counts = await each.view.counts()
+        await each.orders.pause(reason=reason, by=user_name(), until_ms=counts.now_ms + for_ms if for_ms else 0)
+        return bool(each.name in known or counts.jobs or counts.workers)
 
-    asyncio.run(_order(settings, queue, order))
+    if not asyncio.run(_order(settings, queue, order)):
+        out.note(f"warning: nothing is known of a queue {queue}: no jobs, no workers; is that its name?")
     _tell(out, {"queue": queue, "state": "paused"}, f"{queue}: paused; streamq queues resume {queue} ends it")
 
 
@@ -101,7 +115,7 @@ def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output)
 def resume(settings: Settings, queue: str, out: Output) -> None:
     """Give out the jobs of a queue again."""
 
-    async def order(each: Queue) -> bool:
+    async def order(each: Queue, _: Collection[str]) -> bool:
         return await each.orders.resume()
 
     was_paused = asyncio.run(_order(settings, queue, order))
@@ -109,11 +123,11 @@ def resume(settings: Settings, queue: str, out: Output) -> None:
 
 
 async def _order(settings: Settings, name: str, order: Any) -> Any:
-    """Carry out an order to one queue, whether or not the settings name it."""
+    """Carry out an order to one queue, whether or not it is one of those that the settings name, which it is told."""
     from streamq.cli.servers import redis
 
     async with redis(settings, queue=name) as server:
-        return await order(server.queues[0])
+        return await order(server.queues[0], server.settings.queues)
 
 
 def _tell(out: Output, document: dict[str, Any], text: str) -> None:

@@ -39,20 +39,24 @@ def schedule() -> None:
 def list_schedules(settings: Settings, out: Output) -> None:
     """List the schedules, in code and stored, and when each fires next.
 
-    While MongoDB is away, only those in code.
+    While MongoDB is away, only those in code, and a warning says so.
     """
     from streamq.loading import load_with_settings
     from streamq.schedules.book import every_schedule
 
     app, settings = load_with_settings(settings)
-    items = [_described(each) for each in asyncio.run(every_schedule(app, settings))]
+    items = [_described(each) for each in asyncio.run(every_schedule(app, settings, tell=_warned(out)))]
     out.rows(items, _COLUMNS, id_of="schedule")
+
+
+def _warned(out: Output) -> Callable[[str], None]:
+    return lambda text: out.note(f"warning: {text}")
 
 
 def _described(listed: Listed) -> dict[str, Any]:
     told: dict[str, Any] = {"schedule": listed.name, "source": listed.source, "state": _state(listed)}
     if listed.schedule is None:
-        return told
+        return told | dict.fromkeys(["expression", "words", "timezone", "handler", "next_at"])
     entry, timing = listed.schedule.entry, listed.schedule.timing
     return told | {
         "expression": timing.text,
@@ -82,7 +86,7 @@ def show(settings: Settings, name: str, count: int, out: Output) -> None:
     from streamq.schedules.book import every_schedule
 
     app, settings = load_with_settings(settings)
-    found = [each for each in asyncio.run(every_schedule(app, settings)) if each.name == name]
+    found = [each for each in asyncio.run(every_schedule(app, settings, tell=_warned(out))) if each.name == name]
     if not found:
         raise ConfigurationError(f"no schedule is named {name!r}", hint="streamq schedule ls lists them")
     told = _described(found[0])

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
+import msgspec
 
 from streamq.cli.options import output_options, setting_options
 from streamq.cli.queues import described_queue
@@ -23,6 +24,8 @@ __all__ = ["doctor", "status"]
 LATE_S = 60.0
 """A job that has waited this long without a worker being free is worth a word."""
 SKEW_LIMIT_MS = 2_000
+PATIENCE_S = 1.2
+"""Who asks whether all is well has an answer within two seconds, also when MongoDB gives none."""
 EVICTION_ALARM_S = 86_400
 """So long after the last dead letter was dropped unseen it is still told."""
 OUTBOX_ALARM, OUTBOX_WARNING = 0.8, 0.5
@@ -63,7 +66,8 @@ async def _status(settings: Settings) -> dict[str, Any]:
     for queue in queues:
         queue["verdict"] = _verdict(queue)
     mongodb = await _mongodb(settings) if settings.history else None
-    schedules = await _schedules(settings) if settings.app else []
+    has_mongodb = bool(mongodb and not mongodb["error"])
+    schedules = await _schedules(settings, has_mongodb=has_mongodb) if settings.app else []
     is_healthy = (
         all(queue["verdict"] == "ok" for queue in queues)
         and not (mongodb and mongodb["error"])
@@ -73,7 +77,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
     return {"healthy": is_healthy, "redis": address, "mongodb": mongodb, "queues": queues, "schedules": schedules}
 
 
-async def _schedules(settings: Settings) -> list[dict[str, Any]]:
+async def _schedules(settings: Settings, *, has_mongodb: bool) -> list[dict[str, Any]]:
     """Say of each schedule of the application how far it is, also when no cron process is left to say so."""
     from streamq.broker.fanout import FanOuts
     from streamq.broker.server import Broker
@@ -87,7 +91,7 @@ async def _schedules(settings: Settings) -> list[dict[str, Any]]:
         return []  # that its queues are not known was told
     broker = Broker(settings.redis_url, allow_eviction=True)
     told: list[dict[str, Any]] = []
-    for listed in await every_schedule(app, settings):
+    for listed in await every_schedule(app, msgspec.structs.replace(settings, history=has_mongodb)):
         if listed.schedule is None:
             told.append({"schedule": listed.name, "verdict": listed.error, "alarms": [listed.error]})
             continue
@@ -140,6 +144,7 @@ def _verdict(queue: dict[str, Any]) -> str:
 
 
 _REMEDIES = {
+    "paused": "streamq queues resume ends it",
     "no workers": "start one: streamq worker",
     "no worker knows": "deploy workers that have it; the jobs wait",
     "blocked": "streamq blocks shows why; streamq unblock ends it",
@@ -162,7 +167,8 @@ async def _mongodb(settings: Settings) -> dict[str, Any]:
 
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
-        await mongo.check()
+        with mongo.patience(PATIENCE_S):
+            await mongo.check()
     except (Unavailable, ConfigurationError) as error:
         return {"where": masked(settings.mongodb_url), "error": str(error), "hint": error.hint}
     finally:

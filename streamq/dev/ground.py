@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from streamq import embedded
 from streamq.errors import ConfigurationError
+from streamq.logs import event
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
     from streamq.settings import Settings
 
-__all__ = ["Servers", "alone", "free_port", "servers", "token"]
+__all__ = ["Servers", "alone", "free_port", "keep", "servers", "token"]
+
+log = logging.getLogger("streamq.dev")
+
+_LOOK_EVERY_S = 0.5
+_TRY_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ def _running(wanted: set[str], directory: Path) -> Generator[tuple[embedded.Endp
         yield embedded.Endpoints("", "", 0, 0, frozenset()), frozenset()
         return
     found = embedded.start(directory, redis="redis" in wanted, mongodb="mongodb" in wanted)
-    record = directory / "started-by-dev.json"
+    record = _record(directory)
     pids = {"redis": found.redis_pid, "mongodb": found.mongodb_pid}
     started = found.started_here | {name for name, pid in _left_behind(record).items() if pid and pids.get(name) == pid}
     try:
@@ -115,6 +123,35 @@ def _running(wanted: set[str], directory: Path) -> Generator[tuple[embedded.Endp
     finally:
         embedded.stop(directory, started)
         record.unlink(missing_ok=True)
+
+
+async def keep(directory: Path, started: frozenset[str]) -> None:
+    """Start again what was started here and has died, on its address and its data, until cancelled."""
+    while started:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        for name in sorted(embedded.dead(directory, started)):
+            event(log, logging.ERROR, "dev.server_died", f"the embedded {name} died; starting it again", server=name)
+            revival = asyncio.ensure_future(asyncio.to_thread(_revive, directory, name))
+            try:
+                await asyncio.shield(revival)
+                event(log, logging.INFO, "dev.server_back", f"the embedded {name} is back, with its data", server=name)
+            except asyncio.CancelledError:
+                await asyncio.wait([revival])  # what it starts must be there to be stopped
+                raise
+            except ConfigurationError as error:
+                event(log, logging.ERROR, "dev.server_failed", f"{error}; trying again", server=name)
+                await asyncio.sleep(_TRY_AGAIN_S)
+
+
+def _revive(directory: Path, name: str) -> None:
+    found = embedded.start(directory, redis=name == "redis", mongodb=name == "mongodb")
+    record = _record(directory)
+    record.write_text(json.dumps(_left_behind(record) | {name: found.redis_pid or found.mongodb_pid}))
+
+
+def _record(directory: Path) -> Path:
+    """Return the file that says which servers are ours to stop, for the next run should this one be killed."""
+    return directory / "started-by-dev.json"
 
 
 def _left_behind(record: Path) -> dict[str, int]:

@@ -15,6 +15,7 @@ from streamq.clock import from_ms
 from streamq.codec import decode_envelope
 from streamq.dev.fire import fire
 from streamq.dev.report import ENDED, Ended, Report, first_of_each
+from streamq.errors import Unavailable
 from streamq.keys import Keys
 from streamq.mongo import Mongo, Statuses
 
@@ -104,17 +105,23 @@ class Round:
 
     async def _wait(self, users: Mapping[str, str], query: dict[str, Any], show: Progress) -> dict[str, Ended]:
         """Look until every user's job has ended, or nothing is left that could end."""
-        empty_looks = 0
+        empty_looks, is_away = 0, False
         while True:
             begun_s = time.monotonic()
-            empty_looks = empty_looks + 1 if await self._has_nothing_left() else 0
-            self.done = await self._statuses.count(query, limit_s=_COUNT_LIMIT_S)
-            show(min(self.done, len(users)), len(users))
-            if self.done >= len(users) or empty_looks >= _EMPTY_LOOKS:
-                # Counted by job so far; a user may have two.
-                jobs = first_of_each(users, await self._ended(query))
-                if len(jobs) == len(users) or empty_looks >= _EMPTY_LOOKS:
-                    return jobs
+            try:
+                empty_looks = empty_looks + 1 if await self._has_nothing_left() else 0
+                self.done = await self._statuses.count(query, limit_s=_COUNT_LIMIT_S)
+                show(min(self.done, len(users)), len(users))
+                if self.done >= len(users) or empty_looks >= _EMPTY_LOOKS:
+                    # Counted by job so far; a user may have two.
+                    jobs = first_of_each(users, await self._ended(query))
+                    if len(jobs) == len(users) or empty_looks >= _EMPTY_LOOKS:
+                        return jobs
+                is_away = False
+            except Unavailable as error:  # the workers wait for it as well, and so do the jobs
+                if not is_away:
+                    self._screen.say(f"waiting: {error}")
+                is_away = True
             await asyncio.sleep(max(_LOOK_EVERY_S, _REST * (time.monotonic() - begun_s)))
 
     async def _ended(self, query: dict[str, Any]) -> list[Ended]:

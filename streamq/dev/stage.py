@@ -128,6 +128,7 @@ class _Stage:
             self._round = Round(self._app, entry, self._screen, groups)
         parent = self._parent()
         driver = asyncio.create_task(self._drive(parent))
+        keeper = asyncio.create_task(ground.keep(self._plan.directory, self._servers.started))
         driver.add_done_callback(lambda _: parent.stop() if _error_of(driver) else None)
         try:
             code = await parent.run()
@@ -135,7 +136,8 @@ class _Stage:
             self._signals.ignore()
             logs.configure(self._settings.log_level, self._settings.log_format)
             driver.cancel()
-            await asyncio.wait([driver])
+            keeper.cancel()
+            await asyncio.wait([driver, keeper])
             if self._round is not None:
                 await self._round.close()
         if error := _error_of(driver):

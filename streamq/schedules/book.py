@@ -20,7 +20,7 @@ from streamq.schedules.phase import Phase
 from streamq.schedules.stored import Definition, definition_of, schedule_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
     from streamq.app import CronEntry, StreamQ
     from streamq.settings import Settings
@@ -193,9 +193,13 @@ async def book(app: StreamQ, settings: Settings) -> AsyncGenerator[Book]:
         await mongo.close()
 
 
-async def every_schedule(app: StreamQ, settings: Settings) -> list[Listed]:
-    """List every schedule, by name; while MongoDB is away, those in code."""
-    documents, _ = await _stored_now(settings)
+def _warn(text: str) -> None:
+    event(_log, logging.WARNING, "mongodb.lost", text)
+
+
+async def every_schedule(app: StreamQ, settings: Settings, *, tell: Callable[[str], None] = _warn) -> list[Listed]:
+    """List every schedule, by name; while MongoDB is away, those in code, and `tell` is told so."""
+    documents, _ = await _stored_now(settings, tell)
     return listing(app, settings, documents)
 
 
@@ -224,14 +228,16 @@ async def resolve(app: StreamQ, settings: Settings, name: str | None) -> tuple[l
     return [each.schedule for each in wanted if each.schedule is not None], Phase.of(settings, flags)
 
 
-async def _stored_now(settings: Settings) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+async def _stored_now(
+    settings: Settings, tell: Callable[[str], None] = _warn
+) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
     if not settings.history:
         return [], {}
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
         return await ScheduleStore(mongo).all(), await FlagStore(mongo).get()
     except HistoryUnavailable as error:
-        event(_log, logging.WARNING, "mongodb.lost", f"{error}; going by the schedules in code")
+        tell(f"{error}; going by the schedules in code")
         return [], {}
     finally:
         await mongo.close()

@@ -107,18 +107,25 @@ def _json_users(lines: list[tuple[int, str]], bad: BadLines) -> Iterator[tuple[i
 
 
 def _csv_users(lines: list[tuple[int, str]], bad: BadLines) -> Iterator[tuple[int, Any]]:
-    header = [name.strip().lower() for name in _row(lines[0][1])]
+    rows = list(_csv_rows(lines, bad))
+    if not rows:
+        return
+    header = [name.strip().lower() for name in rows[0][1]]
     column = next((header.index(name) for name in _COLUMNS if name in header), None)
     if column is None and len(header) > 1:
-        bad.add(lines[0][0], f"{len(header)} columns, and none is called {', '.join(_COLUMNS)}")
+        bad.add(rows[0][0], f"{len(header)} columns, and none is called {', '.join(_COLUMNS)}")
         return
-    for number, line in lines if column is None else lines[1:]:
-        fields = _row(line)
+    for number, fields in rows if column is None else rows[1:]:
         if len(fields) == len(header):
             yield number, fields[column or 0].strip()
         else:
             bad.add(number, f"{len(fields)} columns instead of {len(header)}")
 
 
-def _row(line: str) -> list[str]:
-    return next(csv.reader([line]))
+def _csv_rows(lines: list[tuple[int, str]], bad: BadLines) -> Iterator[tuple[int, list[str]]]:
+    """Cut lines into their fields; one with an open quotation mark, or a field without end, is not good."""
+    for number, line in lines:
+        try:
+            yield number, next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            bad.add(number, f"not CSV: {error}")

@@ -116,3 +116,13 @@ def test_a_payload_over_the_limit_is_refused(bare, monkeypatch):
     told = bare("enqueue", "refresh", "user_id=" + "x" * 200, "--json")
     assert told.code == 65
     assert json.loads(told.out)["error"]["type"] == "PayloadTooLarge"
+
+
+def test_a_server_that_is_away_is_told_at_once_and_its_return_is_waited_for(programs, redis_server, eventually_sync):
+    """Half a minute without a word would look like a job that hangs."""
+    redis_server.kill9()
+    asked = programs.start("enqueue", "refresh", "user_id=u42", REDIS_URL=redis_server.url)
+    eventually_sync(lambda: "has not answered yet; trying for half a minute" in asked.output, "it says so")
+    redis_server.start()
+    assert asked.process.wait(20) == 0
+    assert "status\tnew" in asked.output

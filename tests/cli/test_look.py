@@ -38,8 +38,8 @@ def test_queues_ls_lists_what_each_queue_holds(command):
     enqueued(command, "refresh", "user_id=2", "--delay", "60")
     told = command("queues", "ls", "--queue", "default", "--queue", "mail")
     assert told.rows == [
-        ["default", "1", "0", "1", "0", told.rows[0][5], "0", "running"],
-        ["mail", "0", "0", "0", "0", "0.0", "0", "running"],
+        ["default", "1", "0", "1", "0", told.rows[0][5], "0", "running", ""],
+        ["mail", "0", "0", "0", "0", "0.0", "0", "running", ""],
     ]
 
 
@@ -51,23 +51,27 @@ def test_a_paused_queue_says_so_with_the_reason_and_the_name(command):
     (queue,) = json.loads(command("queues", "ls", "--json").out)["items"]
     assert (queue["state"], queue["pause_reason"]) == ("paused", "deploy of 1.4")
     assert queue["paused_by"]
+    assert command("queues", "ls").rows[0][-1] == "deploy of 1.4"
+    (finding,) = [row for row in command("doctor").rows if row[1] == "queue default"]
+    assert finding == ["WARN", "queue default", "paused: deploy of 1.4", "streamq queues resume ends it"]
     assert command("queues", "resume", "default").err == "default: resumed\n"
     assert command("queues", "resume", "default").err == "default: was not paused\n"
-    assert command("queues", "ls").rows[0][-1] == "running"
+    assert command("queues", "ls").rows[0][-2:] == ["running", ""]
 
 
 def test_a_pause_may_end_by_itself(command, eventually_sync):
     """Forgotten pauses are what stops a queue over a weekend."""
     assert json.loads(command("queues", "pause", "default", "--for", "0.3", "--json").out)["state"] == "paused"
-    assert command("queues", "ls").rows[0][-1] == "paused"
-    eventually_sync(lambda: command("queues", "ls").rows[0][-1] == "running", "the pause ends")
+    assert command("queues", "ls").rows[0][-2] == "paused"
+    eventually_sync(lambda: command("queues", "ls").rows[0][-2] == "running", "the pause ends")
 
 
 def test_only_the_queue_that_is_named_is_paused(command):
     """Even one that the application does not have."""
-    command("queues", "pause", "mail")
+    paused = command("queues", "pause", "mail")
+    assert paused.err.startswith("warning: nothing is known of a queue mail: no jobs, no workers; is that its name?\n")
     told = command("queues", "ls", "--queue", "default", "--queue", "mail")
-    assert [(row[0], row[-1]) for row in told.rows] == [("default", "running"), ("mail", "paused")]
+    assert [(row[0], row[-2]) for row in told.rows] == [("default", "running"), ("mail", "paused")]
 
 
 def test_a_name_that_can_be_no_queue_is_refused(command):
@@ -235,6 +239,18 @@ async def _fill_the_outbox(entries):
     wire = Broker(load({}).redis_url).wire()
     await wire.pipeline([("XADD", Keys("default").outbox, "*", "w", "w1")] * entries)
     await wire.close()
+
+
+def test_without_mongodb_the_status_tells_of_redis_and_a_job_that_ended_cannot_be_shown(programs):
+    """Each within seconds: whoever looks does so because something is wrong."""
+    told = programs.run("status", MONGODB_URL="mongodb://127.0.0.1:1")
+    assert told.code == 1
+    assert "mongodb  mongodb://127.0.0.1:1  cannot reach MongoDB at 127.0.0.1:1" in told.err
+    assert [row[0] for row in told.rows] == ["default"]
+    assert "schedule everybody" in told.err
+    shown = programs.run("jobs", "show", "long-gone", MONGODB_URL="mongodb://127.0.0.1:1")
+    assert (shown.code, shown.out) == (69, "")
+    assert "cannot reach MongoDB" in shown.err
 
 
 def test_the_doctor_fails_for_servers_that_are_not_there(bare_programs):

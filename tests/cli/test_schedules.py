@@ -100,3 +100,12 @@ def test_status_tells_how_far_each_schedule_is_and_of_its_alarms(command, redis_
     told = command("status")
     assert told.code == 1
     assert "is unfinished, after 40 users" in told.err
+
+
+def test_without_mongodb_the_list_says_that_it_holds_only_those_in_code(programs):
+    """A list that is short without a word would look as if somebody had removed the others."""
+    for words in (["ls"], ["show", "everybody"]):
+        told = programs.run("schedule", *words, MONGODB_URL="mongodb://127.0.0.1:1")
+        assert (told.code, "everybody" in told.out) == (0, True)
+        assert told.err.startswith("warning: cannot reach MongoDB at 127.0.0.1:1: ")
+        assert told.err.endswith("; going by the schedules in code\n")

@@ -99,6 +99,9 @@ async def test_bad_lines_are_named_by_number_and_nothing_is_enqueued(app, jobs, 
     assert top == f"{path}: 2 lines are not good, so nothing was enqueued"
     assert third == "line 3: the object has none of user_id, id, user"
     assert fourth.startswith("line 4: not JSON")
+    path.write_text('user_id,plan\nu1,"pro\n')
+    with pytest.raises(BadInput, match="one line is not good.*\nline 2: not CSV: unexpected end of data"):
+        await manual_enqueue(app.settings, app, "hourly", file=path)
     path.write_text('"u1"\nnull\n')
     with pytest.raises(BadInput, match="one line is not good.*\nline 2: None is no user id"):
         await manual_enqueue(app.settings, app, "hourly", file=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -63,6 +64,23 @@ def test_a_worker_killed_in_the_middle_changes_nothing_but_who_did_the_work(dev:
     assert (summary["completed"], summary["failed"], summary["lost"], summary["retried"]) == (200, 0, 0, 2)
     assert told["survived_worker_deaths"] >= 1
     assert "killed by SIGKILL" in dev.err
+
+
+def test_servers_killed_in_the_middle_come_back_and_nothing_is_lost(dev: Dev):
+    """With their data, at their addresses; the round waits for them as the workers do."""
+    process = dev.start("--demo", "--users", "200", "--once", "--json")
+    dev.wait_for("refreshing 200 users")
+    before = json.loads((dev.folder / ".streamq/endpoints.json").read_text())
+
+    for name in ("redis", "mongodb"):
+        os.kill(before[name]["pid"], signal.SIGKILL)
+        dev.wait_for(f"the embedded {name} died; starting it again")
+        dev.wait_for(f"the embedded {name} is back, with its data")
+
+    assert process.wait(PATIENCE_S) == 0, dev.err
+    summary = dev.document()["summary"]
+    assert (summary["completed"], summary["failed"], summary["lost"]) == (200, 0, 0)
+    assert dev.servers_run() == [False, False]
 
 
 def test_users_may_come_from_a_file(dev: Dev):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -205,6 +207,45 @@ def test_servers_that_were_started_here_are_stopped(settings: Settings, folder: 
         assert servers.mongodb_url == "mongodb://db-1"
         assert is_running(folder, "redis")
     assert not is_running(folder, "redis")
+
+
+async def test_a_server_that_dies_comes_back_at_its_address_and_is_stopped_at_the_end(folder: Path, eventually: Any):
+    """Killed for its memory, for example. Whoever waits for it finds it where it was."""
+    only_redis = load({"mongodb_url": "mongodb://db-1"}, environ={})
+    with ground.servers(only_redis, folder) as servers:
+        keeper = asyncio.create_task(ground.keep(folder, servers.started))
+        pid = json.loads((folder / "endpoints.json").read_text())["redis"]["pid"]
+        os.kill(pid, 9)
+
+        def is_noted_anew() -> bool:
+            noted = json.loads((folder / "started-by-dev.json").read_text())["redis"]
+            return noted != pid and is_running(folder, "redis")
+
+        await eventually(is_noted_anew, "it runs again, and is known as ours")
+        assert f":{json.loads((folder / 'endpoints.json').read_text())['redis']['port']}/" in servers.redis_url
+        keeper.cancel()
+        await asyncio.wait([keeper])
+    assert not is_running(folder, "redis")
+
+
+async def test_a_server_that_cannot_come_back_is_told_and_tried_again(folder: Path, eventually: Any, caplog: Any):
+    """Its data may be damaged, or the disk full; somebody may be mending that."""
+    only_redis = load({"mongodb_url": "mongodb://db-1"}, environ={})
+    with ground.servers(only_redis, folder) as servers:
+        keeper = asyncio.create_task(ground.keep(folder, servers.started))
+        (manifest,) = (folder / "redis/appendonlydir").glob("*.manifest")
+        manifest.write_text("damaged\n")
+        os.kill(json.loads((folder / "endpoints.json").read_text())["redis"]["pid"], 9)
+
+        def told() -> list[str]:
+            return [record.text for record in caplog.records if record.message == "dev.server_failed"]
+
+        await eventually(told, "that it does not come up is told")
+        assert "did not come up: " in told()[0]
+        assert told()[0].endswith("; trying again")
+        assert not keeper.done()
+        keeper.cancel()
+        await asyncio.wait([keeper])
 
 
 def test_servers_that_were_running_stay(folder: Path):

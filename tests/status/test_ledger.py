@@ -86,8 +86,9 @@ async def test_a_job_of_which_redis_said_nothing_stays_written_down(app, mongo, 
     """It may be enqueued or not; the reconciler will see to it that it is, once."""
     client = app.client
     client.url, client.give_up_s = "redis://127.0.0.1:1/0", 0.0
-    with pytest.raises(BrokerUnavailable, match="cannot reach Redis"):
+    with pytest.raises(BrokerUnavailable, match="cannot reach Redis") as told:
         await app.refresh.enqueue("u1", ledger=True, id="mine")
+    assert told.value.hint == "is Redis running?  redis-cli -u redis://127.0.0.1:1/0 ping"
     assert set(await written(mongo)) == {"mine"}
 
 
