@@ -368,7 +368,8 @@ class Pump:
         if self._loop.time() >= self._next_sweep_at:
             await self._sweep()
             return
-        alarms = (self._next_beat_at, self._next_due_at, self._next_sweep_at, self._slots.next_loan_at())
+        end_at = self._slots.next_end_at() if self._hungry and not self._paused else 0.0
+        alarms = (self._next_beat_at, self._next_due_at, self._next_sweep_at, self._slots.next_loan_at(), end_at)
         wake_at = min(at for at in alarms if at)
         alarm = self._loop.call_at(wake_at, self._wake.set)
         try:

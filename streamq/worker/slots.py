@@ -40,6 +40,8 @@ log = logging.getLogger("streamq.worker")
 
 _AHEAD_S = 0.02
 """Read ahead what will start within this time."""
+_ALIKE_S = 0.005
+"""Run times that differ no more than this from their mean, on average, tell when a job will end."""
 _MOST_AHEAD = 256
 """Two batches: one runs while the next is on its way."""
 STUCK_S = 10.0
@@ -87,6 +89,8 @@ class Slots:
         self._rate_count = 0
         self._rate = 0.0
         self._mean_s = 0.0
+        self._spread_s = 0.0
+        """How far run times are from their mean, on average."""
         self._base = contextvars.copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
         self._parked: set[str] = set()
@@ -139,11 +143,25 @@ class Slots:
         return soonest if soonest < math.inf else 0.0
 
     def _ahead(self) -> int:
-        """Return how many jobs to read ahead: none unless they are short, and end at a steady pace."""
+        """Return how many jobs to read ahead: short ones that end at a steady pace, or longer ones that are about to end."""
         now = self._loop.time()
-        if self._mean_s > _AHEAD_S or now - self._finished_at > _AHEAD_S:
+        if self._mean_s > _AHEAD_S:
+            return sum(1 for at in self._expected_ends() if now - _ALIKE_S < at < now + _AHEAD_S)
+        if now - self._finished_at > _AHEAD_S:
             return 0
         return min(_MOST_AHEAD, int(self._rate * _AHEAD_S))
+
+    def _expected_ends(self) -> Iterator[float]:
+        """Say when running jobs will end, if all take about as long; on the loop's clock, in order."""
+        if self._mean_s > _AHEAD_S and self._spread_s < _ALIKE_S:
+            for job, _ in self.running.values():
+                if job.delivery.digit <= _FAST_LANES:
+                    yield job.begun_at + self._mean_s
+
+    def next_end_at(self) -> float:
+        """Return when to read ahead for the next job that is going to end, on the loop's clock; 0: nobody knows."""
+        now = self._loop.time()
+        return next((at - _AHEAD_S / 2 for at in self._expected_ends() if at - _AHEAD_S / 2 > now), 0.0)
 
     def reads(self, cycle: int) -> Sequence[Read]:
         """Return the lanes to read, in order, and the most to read from each."""
@@ -316,6 +334,7 @@ class Slots:
         if job.delivery.digit > _FAST_LANES or run_s >= pump.costs.limit_s:
             return
         self._finished_at = now
+        self._spread_s += (abs(run_s - self._mean_s) - self._spread_s) * 0.1
         self._mean_s += (run_s - self._mean_s) * 0.1
         self._rate_count += 1
         window_s = now - self._rate_from

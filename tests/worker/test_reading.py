@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -60,6 +61,34 @@ async def test_as_much_is_read_ahead_as_starts_within_twenty_milliseconds(app, w
     assert worker.slots.room() == 4
 
 
+async def test_of_jobs_that_take_about_as_long_as_many_are_read_ahead_as_are_about_to_end(
+    app, work, eventually, monkeypatch
+):
+    go = asyncio.Event()
+
+    @app.handler
+    async def waits() -> None:
+        await go.wait()
+
+    jobs = [await waits.options(keep_result=KEPT).enqueue() for _ in range(4)]
+    worker = await work()
+    await eventually(lambda: worker.slots and worker.slots.busy == 4, "every slot runs one")
+    slots, now = worker.slots, asyncio.get_running_loop().time()
+    slots._mean_s, slots._spread_s = 0.1, 0.004
+    for (job, _), ends_in_s in zip(slots.running.values(), (-0.03, 0.01, 0.015, 0.05), strict=True):
+        job.begun_at = now + ends_in_s - 0.1
+    with monkeypatch.context() as stopped:
+        stopped.setattr(slots, "_loop", SimpleNamespace(time=lambda: now))
+        assert slots.room() == 2
+        assert slots.next_end_at() - now == pytest.approx(0.005)
+        slots._spread_s = 0.006
+        assert slots.room() == 0
+        assert slots.next_end_at() == 0
+    go.set()
+    for job in jobs:
+        await job.result()
+
+
 async def test_what_was_read_ahead_and_does_not_start_goes_to_a_worker_that_is_free(
     app, work, eventually, view, monkeypatch
 ):
@@ -76,6 +105,7 @@ async def test_what_was_read_ahead_and_does_not_start_goes_to_a_worker_that_is_f
     greedy = await work(name="greedy")
     await eventually(lambda: greedy.slots and greedy.slots.pumps[0].consumer, "it works")
     greedy.quiet()
+    await greedy.slots.pumps[0]._stop_reader()  # else it takes the first job, and gives it back
     returned, return_unrun = [], greedy.slots.pumps[0].return_unrun
     monkeypatch.setattr(greedy.slots.pumps[0], "return_unrun", lambda rows: (returned.extend(rows), return_unrun(rows)))
     held = await long.options(keep_result=KEPT, priority="high").enqueue()
