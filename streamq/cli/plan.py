@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,14 +50,14 @@ __all__ = ["plan"]
     help="How large the arguments of a job are.",
 )
 @output_options
-def plan(out: Output, **load: float) -> None:
+def plan(out: Output, **load: Any) -> None:
     """Say how many workers and how much Redis a number of users takes.
 
     The figures behind it come from `python -m benchmarks.scale`; docs/scaling.md says how good they are.
     """
     from streamq.sizing import Load, needs_of
 
-    needs = asdict(needs_of(Load(**load)))  # type: ignore[arg-type]
+    needs = asdict(needs_of(Load(**load)))
     rounded = {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in needs.items()}
     out.one(rounded, id_of="processes")
     if not out.as_json:

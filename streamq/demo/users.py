@@ -81,7 +81,7 @@ def read_ids(path: Path) -> list[str]:
     bad, ids = BadLines(path, "created"), dict[str, int]()
     for number, value in read_users(path, bad):
         # JSON numbers are common ids; true is an int to Python, and not an id.
-        user_id = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        user_id: Any = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if problem := _problem(user_id, ids):
             bad.add(number, problem)
         else:

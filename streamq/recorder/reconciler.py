@@ -21,7 +21,7 @@ from streamq.keys import LANES
 from streamq.mongo import StatusWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from datetime import datetime
 
     from streamq.broker.inspection import Counts
@@ -284,7 +284,7 @@ class _Walk:
         self._state = 0
         self._after: tuple[datetime, str] | None = None
 
-    async def pages(self, most: int) -> Any:
+    async def pages(self, most: int) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the next pages, until about `most` were seen or all of them."""
         before = utc_now() - SETTLED_AFTER
         begun_in, is_whole = self._state, self._after is None

@@ -88,19 +88,17 @@ def schedule_of(
         handler = app.registry.get(definition.handler)
     except UnknownHandler as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    options = {
+    options: dict[str, Any] = {
         field: getattr(definition, field)
         for field in ("timezone", "start", "end", "limit", "misfire", "misfire_limit", "overlap", "alarm_share",
                       "stale_after")
     }  # fmt: skip
-    durations = {
+    options |= {
         field: _duration(getattr(definition, f"{field}_s"))
         for field in ("scatter", "jitter", "deadline", "grace", "page_timeout")
     }
     page = _page(where, definition.users, app, settings)
-    return checked(
-        CronEntry(name, definition.expression, handler, page, made_at=made_at, **options, **durations)  # type: ignore[arg-type]
-    )
+    return checked(CronEntry(name, definition.expression, handler, page, made_at=made_at, **options))
 
 
 def _duration(seconds: float | None) -> timedelta | None:
