@@ -286,7 +286,8 @@ class Wire:
                 return self._line
             connection = cast("Connection", self._pool.make_connection())  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
+                async with asyncio.timeout(self._timeout_s):  # a frozen server lets us in, and says nothing
+                    await connection.connect()  # type: ignore[no-untyped-call]
             except (RedisError, OSError) as error:
                 await connection.disconnect(nowait=True)
                 raise self._not_opened(error) from error
@@ -302,7 +303,8 @@ class Wire:
         if type(error) is ResponseError:
             return _translate(str(error), self._where)
         hint = f"is Redis running?  redis-cli -u {self._where} ping"
-        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}", hint=hint)
+        why = str(error) or f"no reply within {self._timeout_s:g} s"
+        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {why}", hint=hint)
 
     def _refusal(self, reply: ErrorReply) -> StreamQError:
         """Translate an error reply; a connection that leads to the wrong place is dropped."""

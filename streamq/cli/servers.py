@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue", "Redis", "redis"]
 
+PATIENCE_S = 1.5
+"""Whoever looks because something is wrong hears soon that Redis is what is wrong."""
+
 
 class Queue(NamedTuple):
     """One queue, to look into and to give orders to."""
@@ -54,9 +57,10 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
     """
     settings = _with_app(settings)
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
+    probe = Broker(settings.redis_url, allow_eviction=settings.allow_eviction, timeout_s=PATIENCE_S)
     wire = broker.wire()
     try:
-        server = await broker.check()
+        server = await probe.check()
         keys = {name: broker.partition(name).keys for name in ([queue] if queue else settings.queues)}
         views = [
             Queue(name, Inspection(wire, each), _orders(wire, each, settings), wire) for name, each in keys.items()
@@ -64,6 +68,7 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
         yield Redis(server, views, settings)
     finally:
         await wire.close()
+        await probe.close()
         await broker.close()
 
 

@@ -241,6 +241,16 @@ async def _fill_the_outbox(entries):
     await wire.close()
 
 
+def test_a_frozen_redis_is_told_within_seconds(programs, redis_server):
+    """It takes connections, and says nothing."""
+    redis_server.sigstop()
+    told = programs.run("status", REDIS_URL=redis_server.url)
+    redis_server.sigcont()
+    assert told.code == 69
+    assert "no reply within 1.5 s" in told.err
+    assert "try: is Redis running?" in told.err
+
+
 def test_without_mongodb_the_status_tells_of_redis_and_a_job_that_ended_cannot_be_shown(programs):
     """Each within seconds: whoever looks does so because something is wrong."""
     told = programs.run("status", MONGODB_URL="mongodb://127.0.0.1:1")
