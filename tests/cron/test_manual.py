@@ -61,7 +61,9 @@ async def test_who_has_a_job_of_this_hour_gets_no_second_one(app, jobs):
     assert (fired.state.added, fired.state.present) == (299, 1)
     told = await manual_enqueue(app.settings, app, "hourly", users=["u1", "u2", "stranger"])
     assert (told.added, told.present) == (1, 2)
-    assert jobs() == {"u1": 1, "stranger": 1}
+    # In the first minutes of an hour some of the spread ones are due, too.
+    waiting = jobs()
+    assert (waiting["u1"], waiting["stranger"], max(waiting.values())) == (1, 1, 1)
 
 
 async def test_all_are_fired_as_the_hour_fires_them(app):
