@@ -345,6 +345,7 @@ class StreamQ:
         rate_per_key: str | None = None,
         concurrency: int = 0,
         rate: str | None = None,
+        fair: bool = False,
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
 
     def handler(  # type: ignore[misc]  # mypy cannot see that **options takes the keywords above  # pyright: ignore[reportInconsistentOverload]
@@ -359,7 +360,8 @@ class StreamQ:
                 `Dedup`;
                 `retry`; `isolation`, "process" for a child process that can be killed; `memory_limit`, how many bytes
                 a run there may take; `concurrency_per_key` and `concurrency`, how many jobs of one user key or of this
-                handler run at once on all workers; `rate_per_key` and `rate`, how often they start, as "10/s".
+                handler run at once on all workers; `rate_per_key` and `rate`, how often they start, as "10/s"; `fair`,
+                whether user keys take turns by what their jobs run.
 
         Raises:
             ConfigurationError: The function or an option cannot be used.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from streamq.errors import BadArguments, ConfigurationError
 
-__all__ = ["Gates", "Rate"]
+__all__ = ["Gates", "Rate", "fair_gate"]
 
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _RATE = re.compile(r"(\d{1,9})/(\d{0,9})([smhd])")
@@ -56,6 +56,15 @@ class Rate:
         return -(-self.period_us // (self.most - self.at_once + 1))
 
 
+def fair_gate(key: str | None, weight: int, others: str) -> str:
+    """Put the gate before the others at which the job waits for the turn of its key."""
+    return f"f{weight},0=f:{_quoted(key or '')}" + (f" {others}" if others else "")
+
+
+def _quoted(key: str) -> str:
+    return key if key.isalnum() and key.isascii() else quote(key, safe=_NAME_SAFE)
+
+
 @dataclass(frozen=True)
 class Gates:
     """What jobs of one handler have to pass before they start. 0 and None: nothing."""
@@ -65,10 +74,18 @@ class Gates:
     rate_per_key: Rate | None = None
     concurrency: int = 0
     rate: Rate | None = None
+    is_fair: bool = False
 
     @classmethod
     def of(
-        cls, handler: str, concurrency_per_key: int, rate_per_key: str | None, concurrency: int, rate: str | None
+        cls,
+        handler: str,
+        concurrency_per_key: int,
+        rate_per_key: str | None,
+        concurrency: int,
+        rate: str | None,
+        *,
+        fair: bool = False,
     ) -> Gates | None:
         """Check what a handler says; None when it says nothing.
 
@@ -82,7 +99,7 @@ class Gates:
                 raise ConfigurationError(
                     f"{where}: {name} is a whole number from 1 to {_MOST_AT_ONCE:,}, or 0 for no limit, and {limit!r} came"
                 )
-        if not (concurrency_per_key or rate_per_key or concurrency or rate):
+        if not (concurrency_per_key or rate_per_key or concurrency or rate or fair):
             return None
         return cls(
             handler,
@@ -90,9 +107,10 @@ class Gates:
             Rate.parse(rate_per_key, f"{where}: rate_per_key") if rate_per_key else None,
             concurrency,
             Rate.parse(rate, f"{where}: rate") if rate else None,
+            fair,
         )
 
-    def of_job(self, key: str | None) -> str:
+    def of_job(self, key: str | None, weight: int = 1) -> str:
         """Return the gates of one job as its envelope carries them, in the order in which it passes them.
 
         A place that is taken is kept while the job waits at the next gate. So what is narrow comes first: who waits for
@@ -101,6 +119,10 @@ class Gates:
         Raises:
             BadArguments: There is a limit per key, and the job has none.
         """
+        others = self._limits(key)
+        return fair_gate(key, weight, others) if self.is_fair else others
+
+    def _limits(self, key: str | None) -> str:
         if not self.is_per_key:
             return self._of_handler
         if key is None:
@@ -108,7 +130,7 @@ class Gates:
                 f"{self.handler!r} has a limit per user key, and this job has no key",
                 hint="pass key=..., or name the argument that is the key in the handler's key=",
             )
-        name = f"{self.handler}:{key if key.isalnum() and key.isascii() else quote(key, safe=_NAME_SAFE)}"
+        name = f"{self.handler}:{_quoted(key)}"
         gates: list[str] = []
         if self.concurrency_per_key:
             gates.append(f"c{self.concurrency_per_key},0=k:{name}")

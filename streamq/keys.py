@@ -141,6 +141,11 @@ class Keys:
         """Sorted set: when a gate is to be looked at, and how far its rate is used up."""
         return self._key("openings")
 
+    @property
+    def fair(self) -> str:
+        """Sorted set: the virtual times of the keys of a fair queue."""
+        return self._key("fair")
+
     def dedup(self, key: str) -> str:
         """Return the string that holds the id of the job with this dedup key."""
         return f"{self.tag}:dedup:{key}"

@@ -61,6 +61,8 @@ class Options:
     occurrence: str | None = None
     replicas: int = 0
     """Wait until that many replicas have the job."""
+    weight: int = 1
+    """How much of a fair queue the job's key gets, 1 to 100, beside others with 1."""
     ledger: bool = False
     """Write the job to a majority of MongoDB's servers first: should Redis lose it, it is enqueued again."""
 
@@ -86,6 +88,8 @@ def envelope_fields(options: Options, handler: str) -> dict[str, Any]:
         fields["t"] = _checked_headers(options.headers)
     if options.keep_result is not None:
         fields["kr"] = _checked_duration(options.keep_result, "keep_result", least_ms=1)
+    if options.weight != 1:
+        _checked_number(options.weight, f"weight of {handler!r}", 1, 100)
     if options.replicas:
         _checked_number(options.replicas, "replicas", 0, 100)
     return fields

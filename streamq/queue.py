@@ -189,7 +189,7 @@ def draft(
     rest = _rest(spec, rule, args, kwargs, options)
     if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
         rest["t"] = headers
-    gates = spec.gates.of_job(rest.get("u")) if spec.gates is not None else ""
+    gates = spec.gates.of_job(rest.get("u"), options.weight) if spec.gates is not None else ""
     envelope = envelope_bytes(spec.head, args, kwargs, rest, gates)
     if len(envelope) > max_payload_bytes:
         raise PayloadTooLarge(

@@ -64,6 +64,8 @@ class HandlerSpec:
     """How many jobs of this handler run at once, on all workers; 0: any number."""
     rate: str | None = None
     """How often jobs of this handler start."""
+    fair: bool = False
+    """Whether user keys take turns by what their jobs run, whatever number of them waits."""
     memory_limit: int = 0
     """With isolation="process": how many bytes one run may take; 0: any number."""
     gates: Gates | None = field(init=False)
@@ -88,7 +90,9 @@ class HandlerSpec:
         by_position = [p for p in parameters if p.kind in _POSITIONAL]
         keyword_needed = any(p.kind is p.KEYWORD_ONLY for p in needed)
         values: dict[str, Any] = {
-            "gates": Gates.of(self.name, self.concurrency_per_key, self.rate_per_key, self.concurrency, self.rate),
+            "gates": Gates.of(
+                self.name, self.concurrency_per_key, self.rate_per_key, self.concurrency, self.rate, fair=self.fair
+            ),
             "signature": signature,
             "dependencies": dependencies,
             "is_async": inspect.iscoroutinefunction(self.function),

@@ -132,11 +132,11 @@ class Partition:
         self._add = load("add")
         self._add_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts, keys.cost,
-            keys.times,
+            keys.times, keys.gates, keys.places, keys.fair,
         )  # fmt: skip
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
-            keys.pause, keys.counts, keys.cost, keys.gates, keys.places, keys.openings,
+            keys.pause, keys.counts, keys.cost, keys.gates, keys.places, keys.openings, keys.fair,
         )  # fmt: skip
 
     @property

@@ -1,7 +1,8 @@
 #!lua
 -- add: one call of a producer puts any number of jobs (at most 128) into a partition.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11 counts, 12 cost, 13 times, 14.. dedup keys
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 producers, 11 counts, 12 cost, 13 times, 14 gates, 15 places,
+--       16 fair, 17.. dedup keys
 -- ARGV  1 producer, 2 number of the call (from 1, rising), 3 keep ms: for how long the producer is remembered,
 --       4 cursor to store, 5 most jobs the partition may hold (0: any), 6 '1': the number must follow the last one,
 --       then per job: id, lane digit, delay ms (0: now; with '@' before it the due time in ms itself),
@@ -27,16 +28,19 @@
 -- A call whose reply was lost is repeated with its number. It adds nothing, even when its jobs have ended by then.
 -- A key that is known as slow goes into the slow lane; of others the hint decides, by the measured cut if there is one,
 -- else as the lane digit says. The slow ones of a call go in longest first.
+-- A job of a fair queue waits at the gate of its key at once; what that means stands in cycle.lua.
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
+local RESTING = 2 ^ 44
 local KEPT_TILL = 253370764800000 -- 9999-01-01: whoever ends before it sets the time
-local WIDTH, FIRST, FIXED = 6, 7, 13
+local WIDTH, FIRST, FIXED = 6, 7, 16
 local call = redis.call
 local number, known = tonumber(ARGV[2]), call('HGET', KEYS[10], ARGV[1])
 
--- A single job for now without dedup key and hint, while nobody is known as slow: all that follows comes to this.
+-- A single job for now without dedup key, hint and turn, while nobody is known as slow: all that follows comes to this.
 if #ARGV == FIRST + WIDTH - 1 and ARGV[9] == '0' and ARGV[10] == '0' and ARGV[4] == '' and ARGV[5] == '0' and ARGV[6] == '0'
   and known and number > tonumber(string.match(known, '^%d+')) and call('HEXISTS', KEYS[9], ARGV[7]) == 0
-  and (ARGV[12] == '' or string.byte(ARGV[12]) == 45 and call('EXISTS', KEYS[12]) == 0) then
+  and (ARGV[12] == '' or string.byte(ARGV[12]) == 45 and call('EXISTS', KEYS[12]) == 0)
+  and string.sub(ARGV[11], 1, 8) ~= '{"gt":"f' then
   local place = call('XADD', KEYS[tonumber(ARGV[8])], '*', 'j', ARGV[7], 'd', ARGV[11])
   local now = tonumber(string.match(place, '^%d+'))
   call('HSET', KEYS[9], ARGV[7], ARGV[8] .. place)
@@ -127,19 +131,37 @@ end
 -- Decide and write, job by job; what goes into slow lanes is written at the end.
 local outcome, all_new = {}, true
 local seen, index, locks, due, payloads = {}, {'HSET', KEYS[9]}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
-local slots, since, slow, earliest, taken_over, fresh = {}, {}, {}, nil, 0, 0
+local waiting, places_said, flows = {'ZADD', KEYS[14]}, {'HSET', KEYS[15]}, {}
+local kept_at, slots, since, slow, earliest, taken_over, fresh = {}, {}, {}, {}, nil, 0, 0
 
 local function delay_till(id, when, digit, envelope)
   local slot = slots[id] or #due + 1
   slots[id] = slot
   if not earliest or when < earliest then earliest = when end
   due[slot], due[slot + 1] = when, id
-  payloads[slot], payloads[slot + 1] = id, digit .. '|' .. since[id] .. '|' .. envelope
+  local kept = kept_at[id] or #payloads + 1
+  kept_at[id] = kept
+  payloads[kept], payloads[kept + 1] = id, digit .. '|' .. since[id] .. '|' .. envelope
 end
 
 local function due_at(delay)
   if string.sub(delay, 1, 1) == '@' then return math.max(now, tonumber(string.sub(delay, 2))) end
   return now + tonumber(delay)
+end
+
+-- Puts a job of a fair queue to those who wait for the turn of its key; returns its place.
+local function wait_for_turn(id, digit, envelope)
+  local spec = string.match(envelope, '^{"gt":"([^"]*)"')
+  local name = string.match(spec, '^f%d+,0=(%S+)')
+  local mine = string.format('%s\0p%d%013.0f%s', name, (digit - 1) % 3, now, id)
+  local n = #payloads
+  payloads[n + 1], payloads[n + 2] = id, digit .. '|' .. string.format('%.0f', now) .. '|' .. envelope
+  n = #waiting
+  waiting[n + 1], waiting[n + 2] = 0, mine
+  n = #places_said
+  places_said[n + 1], places_said[n + 2] = id, '-' .. spec .. string.rep(' ', 64)
+  flows[name] = true
+  return 'z=' .. mine
 end
 
 -- What a call of this scope comes to, given who holds the key: a result, or nil for a new job, which is put at `place`.
@@ -202,6 +224,8 @@ for i = 1, count do
     if place then
       since[id] = now
       delay_till(id, string.sub(place, 2, 2) == '>' and KEPT_TILL or due_at(delay), digit, ARGV[at + 4])
+    elseif string.sub(ARGV[at + 4], 1, 8) == '{"gt":"f' then
+      place = wait_for_turn(id, digit, ARGV[at + 4])
     elseif why then
       slow[#slow + 1] = {cost, i, digit, id, ARGV[at + 4], why}
       place = digit .. '?' -- known at the end
@@ -227,9 +251,22 @@ if taken_over > 0 then call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over)
 if fresh > 0 then call('HINCRBY', KEYS[11], 'enqueued', fresh) end
 if #index > 2 then call(unpack(index)) end
 if #locks > 1 then call(unpack(locks)) end
+if #payloads > 2 then call(unpack(payloads)) end
+if #waiting > 2 then
+  call(unpack(places_said))
+  call(unpack(waiting))
+  local virtual = -1 - (call('ZSCORE', KEYS[16], 'v') or -1)
+  for name in pairs(flows) do
+    if not call('ZSCORE', KEYS[16], 'w' .. name) then
+      local own = tonumber(call('ZSCORE', KEYS[16], 'r' .. name) or RESTING) - RESTING
+      call('ZADD', KEYS[16], string.format('%.17g', math.max(own, virtual)), 'w' .. name)
+      call('ZREM', KEYS[16], 'r' .. name)
+    end
+  end
+  if call('XLEN', KEYS[1]) == 0 then call('XADD', KEYS[1], '*', 'w', '1') end
+end
 if #due > 2 then
   local next_due = call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
-  call(unpack(payloads))
   call(unpack(due))
   -- A blocked worker sleeps until the due time that it knows; tell one that there is an earlier one.
   if not next_due or earliest < tonumber(next_due) then call('XADD', KEYS[1], '*', 'w', '1') end

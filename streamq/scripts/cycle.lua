@@ -3,7 +3,7 @@
 -- beat, settle, requeue, renew, promote, take over, read.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
---       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20.. dedup keys and result streams
+--       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20 fair, 21.. dedup keys and result streams
 -- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
 --       6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
@@ -32,12 +32,17 @@
 -- each job that waits; `places` job id -> `+` (may start) or `-` (waits) and its gates; `openings` `w<gate>` at the time
 -- to look at the gate, in us, and `t<gate>` at FAR + when its rate is used up. So what is counted is who is there.
 --
+-- The first gate of a job in a fair queue is that of its key, and each cycle opens it for as many jobs as it wants: always for
+-- the key whose virtual time is least. That is what its jobs ran, in ms by its weight; a start is charged with the mean,
+-- and the rest when the job has ended. `fair` holds `w<gate>` of who waits at its virtual time, `r<gate>` of who does not at
+-- RESTING + it, `v` at -1 - the virtual time of the queue, which no key that comes is behind, and `m` at -1 - the mean.
+--
 -- A job that waits for a block lies in `delayed` behind all dates, at BLOCKED + the block's number * SPAN + the ms when it was enqueued.
 local GROUP, HANDBACK, BATCH, BLOCKED, SPAN = 'g', '@handback', 128, 2 ^ 48, 2 ^ 42
 local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; and that there was one
 local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS, COST = 6, KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
-local GATES, PLACES, OPENINGS, FAR = KEYS[17], KEYS[18], KEYS[19], 2 ^ 52
+local GATES, PLACES, OPENINGS, FAIR, FAR, RESTING = KEYS[17], KEYS[18], KEYS[19], KEYS[20], 2 ^ 52, 2 ^ 44
 local call = redis.call
 
 local time = call('TIME')
@@ -83,7 +88,7 @@ local function append(list, value) list[#list + 1] = value end
 call('ZADD', WORKERS, 'XX', now, consumer)
 
 -- Settle and requeue.
-local accepted, refused, acked, ended, left = {}, {}, lane_lists(), {}, {}
+local accepted, refused, acked, ended, left, records = {}, {}, lane_lists(), {}, {}, {}
 local entry = {'XADD', OUTBOX, 'MAXLEN', '~', ARGV[5], '*', 'w', consumer}
 local bare = #entry
 
@@ -95,7 +100,7 @@ for at = settled.first, settled.last, 3 do
   if tokens[row] == token and not accepted[id] then
     accepted[id] = true
     ended[#ended + 1] = id
-    left[#left + 1] = id
+    left[#left + 1], records[id] = id, ARGV[at + 2]
     local lane, entry_id = place_of(token)
     append(acked[lane], entry_id)
     entry[n + 1], entry[n + 2] = id, ARGV[at + 2]
@@ -127,6 +132,7 @@ for at = requeued.first, requeued.last, 7 do
   if tokens[row] == token and not accepted[id] then
     accepted[id] = true
     append(left, id)
+    records[id] = ARGV[at + 6]
     local delay, digit, enqueued, envelope, record = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], ARGV[at + 5],
       ARGV[at + 6]
     local due
@@ -193,13 +199,43 @@ local function is_open(gate, place)
   return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. place(name)) == 0, opens
 end
 
+local function exact(number) return string.format('%.17g', number) end
+
+-- `v`, the virtual time of the queue, or `m`, the mean run time of its jobs.
+local function fair_value(what, default)
+  local score = call('ZSCORE', FAIR, what)
+  return score and -1 - score or default
+end
+
+local function set_fair_value(what, value) call('ZADD', FAIR, exact(-1 - value), what) end
+
+-- A key waits from now on, not behind the time of the queue.
+local function join_fair(name)
+  if call('ZSCORE', FAIR, 'w' .. name) then return end
+  local own = tonumber(call('ZSCORE', FAIR, 'r' .. name) or RESTING) - RESTING
+  call('ZADD', FAIR, exact(math.max(own, fair_value('v', 0))), 'w' .. name)
+  call('ZREM', FAIR, 'r' .. name)
+end
+
+-- A job has run: its key has paid the mean, and pays the rest.
+local function charge(said, record)
+  local weight, name = string.match(said, '^%Sf(%d+),0=(%S+)')
+  local paid, begun, over = string.match(said, ' e(%S+)'), string.match(record, '"b":(%d+),"f":(%d+)')
+  if not (weight and paid and begun) then return end
+  local ran, mean = math.max(0, over - begun), fair_value('m', 1)
+  set_fair_value('m', mean + (ran - mean) / 8)
+  local who = call('ZSCORE', FAIR, 'w' .. name) and 'w' or call('ZSCORE', FAIR, 'r' .. name) and 'r'
+  if who then call('ZINCRBY', FAIR, exact((ran - paid) / weight), who .. name) end
+end
+
 -- Take what the gates from this one on have to give; returns the number of one that is closed, and its place there.
 local function pass_gates(id, gates, from, order)
   local function place(name) return name .. '\0p' .. order() .. id end
   for i = from, #gates do
     local gate = gates[i]
     local name = gate.name
-    local open, opens = is_open(gate, place)
+    local open, opens
+    if gate.kind == 'f' then join_fair(name) else open, opens = is_open(gate, place) end
     if not open then
       if opens then call('ZADD', OPENINGS, string.format('%.0f', opens), 'w' .. name) end
       return i, place(name)
@@ -225,6 +261,7 @@ if #left > 0 and call('EXISTS', PLACES) == 1 then
   for i = 1, #left do
     if specs[i] then
       append(forget, left[i])
+      if string.byte(specs[i], 2) == 102 then charge(specs[i], records[left[i]]) end
       for name in string.gmatch(specs[i], 'c%d+,0=(%S+)') do
         append(free, name .. '\0h' .. left[i])
         append(opened, name)
@@ -365,10 +402,11 @@ for i = 1, #rules, 2 do
 end
 
 -- Let in who waits at a gate, in order, as long as it lets them. Returns whether it could be done in this cycle.
-local function let_in(name)
+-- With `paid`, let in one whatever the gate says, and note what was paid for it; returns its weight.
+local function let_in(name, paid)
   for _ = 1, BATCH do
     local head = first_at(name)
-    if not head then return true end
+    if not head then return not paid end
     if parked >= BATCH then return false end
     local order, id = string.sub(head, #name + 3, #name + 16), string.sub(head, #name + 17)
     local known, payload = call('HGET', PLACES, id), call('HGET', PAYLOAD, id)
@@ -377,9 +415,13 @@ local function let_in(name)
     if not payload or not gates[at] then
       call('ZREM', GATES, head) -- nobody's; a job that lies nowhere is the reconciler's
     else
-      local closed, mine = pass_gates(id, gates, at, function() return order end)
+      local closed, mine = pass_gates(id, gates, paid and at + 1 or at, function() return order end)
       if closed == at then return true end
       parked = parked + 1
+      if paid then
+        known = known .. ' e' .. paid
+        call('HSET', PLACES, id, known)
+      end
       if closed then
         call('ZADD', GATES, 0, mine)
         call('HSET', INDEX, id, 'z=' .. mine)
@@ -396,9 +438,33 @@ local function let_in(name)
         call('HDEL', PAYLOAD, id)
       end
       call('ZREM', GATES, head)
+      if paid then return gates[at].first end
     end
   end
   return false
+end
+
+-- Let as many of those in whose turn it is as may be read; returns whether others wait.
+local function take_turns(most)
+  local virtual, mean = fair_value('v', 0), fair_value('m', 1)
+  for _ = 1, most do
+    local first = call('ZRANGE', FAIR, 0, '(' .. exact(RESTING), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if #first == 0 then break end
+    local name, own = string.sub(first[1], 2), tonumber(first[2])
+    local weight = let_in(name, exact(mean))
+    virtual = math.max(virtual, own)
+    if weight then own = own + mean / weight end
+    if weight and first_at(name) then
+      call('ZADD', FAIR, exact(own), first[1])
+    else
+      call('ZREM', FAIR, first[1])
+      call('ZADD', FAIR, exact(RESTING + own), 'r' .. name)
+    end
+  end
+  set_fair_value('v', virtual)
+  local rested = call('ZRANGE', FAIR, exact(RESTING), '(' .. exact(RESTING + virtual), 'BYSCORE', 'LIMIT', 0, BATCH)
+  if #rested > 0 then call('ZREM', FAIR, unpack(rested)) end
+  return call('ZCOUNT', FAIR, 0, '(' .. exact(RESTING)) > 0
 end
 
 -- What has a payload and no time waits at a gate.
@@ -512,6 +578,8 @@ while gone do
   looks = looks + 1
 end
 
+local is_more = want > 0 and not paused and call('EXISTS', FAIR) == 1 and take_turns(math.min(want, BATCH))
+
 -- Read from a lane what may start. What may not makes room for the next.
 local function read_lane(digit, ask)
   local got = {}
@@ -554,6 +622,6 @@ if wake and wake < next_due then next_due = wake end
 if want > 0 and not paused then
   local opens = tonumber(call('ZRANGE', OPENINGS, 0, 0, 'WITHSCORES')[2] or FAR)
   if opens < FAR then next_due = math.min(next_due, math.ceil(opens / 1000)) end
-  if parked >= BATCH then next_due = now end
+  if parked >= BATCH or is_more then next_due = now end
 end
 return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped}

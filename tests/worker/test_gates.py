@@ -112,3 +112,29 @@ async def test_a_failed_job_lets_the_next_of_its_key_start_and_gets_its_turn_aga
     await second.result()
     await first.result()
     assert order == ["a", "b", "a"]
+
+
+async def test_a_user_with_many_jobs_takes_turns_with_one_who_has_few(app, work):
+    order: list[str] = []
+
+    @app.handler(key="user", fair=True)
+    async def refresh(user: str, number: int) -> None:
+        order.append(user)
+        await asyncio.sleep(0.002)
+
+    await refresh.enqueue_many([("ada", n) for n in range(200)])
+    kept = refresh.options(keep_result=timedelta(minutes=1))
+    jobs = [await kept.enqueue("bob", n) for n in range(5)]
+    await work()
+    for job in jobs:
+        await job.result()
+    assert len(order) < 200
+
+
+async def test_a_weight_is_a_whole_number_up_to_a_hundred(app):
+    @app.handler(key="user", fair=True)
+    async def refresh(user: str) -> None: ...
+
+    with pytest.raises(BadArguments, match="weight of 'refresh' is a whole number from 1 to 100, and 0 came"):
+        await refresh.options(weight=0).enqueue("ada")
+    assert refresh.options(weight=3).draft("ada").envelope.startswith(b'{"gt":"f3,0=f:ada","v":1,')
