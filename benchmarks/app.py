@@ -65,6 +65,14 @@ async def keyed(user: str, x: str) -> None:  # noqa: ARG001
     done() if done is not None else _count()
 
 
+@app.handler(queue=QUEUE, key="user", fair=True)
+async def turn(user: str, ms: float, name: str) -> None:  # noqa: ARG001
+    """Wait, as for an answer of another service, when it is the user's turn; write down start and end by the job's name."""
+    _note("start", name)
+    await asyncio.sleep(ms / 1000)
+    _note("end", name)
+
+
 @app.handler(queue=QUEUE, key="user", concurrency_per_key=1)
 async def gated(user: str, x: str) -> None:  # noqa: ARG001
     """Do nothing but count; one job of a user at a time."""

@@ -130,6 +130,11 @@ def parts(waits: Waits, scale: Scale) -> list[Part]:
             quick_s=8,
         ),
         Part(
+            ["small_keys_p99_vs_alone"],
+            partial(_small_keys, rounds=scale.pick(3, 1), many=scale.pick(100_000, 20_000)),
+            quick_s=15,
+        ),
+        Part(
             ["gates_throughput_ratio"],
             partial(_gates, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
             quick_s=8,
@@ -328,6 +333,59 @@ async def _know(server: RedisServer, visits: Sequence[Visit]) -> None:
     await seed(partition, {cost_field("visit", each.user): each.ms for each in visits})
     await partition.wire.close()
     await broker.close()
+
+
+# One key with very many jobs.
+
+
+def _small_keys(report: Report, *, rounds: int, many: int) -> None:
+    """Put the jobs of one key in place, then those of a hundred others; compare with these alone."""
+    small = [(f"u{key}", 5.0, f"u{key}-{number}") for number in range(10) for key in range(100)]
+    large = [("large", 5.0, f"large-{number}") for number in range(many)]
+    beside, alone = list[float](), list[float]()
+    with RedisServer() as server:
+        report.server, report.notes = server.version, NOTES
+        for _ in report.rounds(rounds):
+            for side, ahead in ((alone, []), (beside, large)):
+                server.flush()
+                side.append(_completed_p99(server, ahead, small))
+    report.add(
+        "small_keys_p99_vs_alone", ratios(beside, alone), "x alone", at_most(3),
+        f"a key with {many:,} jobs, and then 100 keys with 10 jobs each; 5 ms, {SLOTS} slots, fair=True",
+        detail={"p99_s": median(beside), "alone_p99_s": median(alone)},
+    )  # fmt: skip
+
+
+def _completed_p99(
+    server: RedisServer, ahead: list[tuple[str, float, str]], jobs: list[tuple[str, float, str]]
+) -> float:
+    """Return the 99th percentile of the times from the first enqueue of the jobs to their ends, in s."""
+    with tallied() as tallies:
+        if ahead:
+            _take_turns(server, ahead)
+        with _worker(SLOTS, {})(server, tallies) as child:
+            wait_for_readers(server, child) if not ahead else wait_until(
+                (tallies.folder / "journal").exists, "the worker works", child
+            )
+            began_ns = _take_turns(server, jobs)
+            starts, ends = dict[str, int](), dict[str, int]()
+            read = _Reader(tallies.folder / "journal", starts, ends)
+
+            def is_over() -> bool:
+                read()
+                return all(name in ends for _, _, name in jobs)
+
+            wait_until(is_over, "the jobs of the small keys have ended", child, limit_s=240)
+    return percentile([(ends[name] - began_ns) / 1e9 for _, _, name in jobs], 99)
+
+
+def _take_turns(server: RedisServer, jobs: list[tuple[str, float, str]]) -> int:
+    with _listed(jobs) as file:
+        told = run_to_json(
+            "-m", "benchmarks.producers", "turns", server.url, json.dumps({"file": file}),
+            environment=app.environment(server.url),
+        )  # fmt: skip
+    return int(told["began_ns"])
 
 
 # What it costs.

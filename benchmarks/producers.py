@@ -141,6 +141,15 @@ async def visits(file: str) -> dict[str, int]:
     return {"began_ns": began_ns}
 
 
+async def turns(file: str) -> dict[str, int]:
+    """Enqueue jobs of a fair queue: user, ms, name."""
+    rows = json.loads(Path(file).read_text())  # noqa: ASYNC240 - a local file, once
+    began_ns = time.monotonic_ns()
+    await app.handler_named("turn").enqueue_many([tuple(row) for row in rows])
+    await app.close()
+    return {"began_ns": began_ns}
+
+
 async def fill_when_told(folder: str, count: int) -> dict[str, float]:
     """Warm up, say so with a file, wait for another one, and only then put the jobs in place."""
     await noop.enqueue_many([ARGUMENT] * 256)
@@ -250,6 +259,7 @@ async def _main(mode: str, url: str, sizes: dict[str, Any]) -> Any:
         "fill": lambda _client: fill(**sizes),
         "users": lambda _client: users(**sizes),
         "visits": lambda _client: visits(**sizes),
+        "turns": lambda _client: turns(**sizes),
         "fill_when_told": lambda _client: fill_when_told(**sizes),
         "pings": lambda client: pings(client, **sizes),
         "delays": lambda _client: delays(**sizes),
