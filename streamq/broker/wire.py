@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import weakref
 from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from streamq.scripts import Script
 
-__all__ = ["REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "fault_of", "make_pool"]
+__all__ = ["REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "fault_of", "forget_sockets", "make_pool"]
 
 Arg = str | bytes | int | float
 
@@ -139,6 +141,18 @@ def _translate(message: str, where: str) -> StreamQError:
     return refused
 
 
+_LINES: weakref.WeakSet[_Line] = weakref.WeakSet()
+
+
+def forget_sockets() -> None:
+    """Have a forked copy of this process speak into the void, where it would speak over the connections of the original."""
+    void = os.open(os.devnull, os.O_RDWR)
+    for line in _LINES:
+        if line.is_open:
+            os.dup2(void, line.fileno())
+    os.close(void)
+
+
 class _Line(asyncio.Protocol):
     """An open connection: what was asked waits in order, and each reply goes to the one that waits longest."""
 
@@ -152,6 +166,12 @@ class _Line(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         self._transport.set_protocol(self)
+        _LINES.add(self)
+
+    def fileno(self) -> int:
+        """Return the number of the socket."""
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
 
     def ask(self, command: bytes, replies: int = 1) -> list[asyncio.Future[Any]]:
         """Send commands that are already packed; return a future for each reply."""

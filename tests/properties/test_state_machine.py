@@ -391,6 +391,8 @@ class QueueMachine(RuleBasedStateMachine):
     def add(self, picked: list[PickedJob]) -> None:
         """Enqueue up to three jobs in one call."""
         self.calls += 1
+        # The script looks before it writes: what lives is what lived, and who took a key in this call.
+        self.lived, self.holders = set(self.model.live), set[str]()
         jobs, expected = [], []
         for place, digit, is_delayed, lock, window, keep, picked_scope, picked_gates in picked:
             name, key = self._name(place), LOCKS[lock] if lock >= 0 else None
@@ -428,12 +430,13 @@ class QueueMachine(RuleBasedStateMachine):
             if result:
                 return result
             model.locks[job.lock] = (job.id, job.scope == "t")
+            self.holders.add(job.id)
         model.live[job.id] = job
         return "n"
 
     def _stands_in(self, job: Live, name: str, is_timed: bool) -> str:
         """Tell what a call comes to, given who holds its key; nothing: a new job, which may be kept."""
-        holder = self.model.live.get(name)
+        holder = self.model.live.get(name) if name in self.lived | self.holders else None
         if job.scope == "d":
             job.mark = "~"
         if holder is None:
@@ -454,7 +457,7 @@ class QueueMachine(RuleBasedStateMachine):
         """The waiting job gets what the new call brought, and a new time."""
         holder.digit, holder.window, holder.keep, holder.gates = job.digit, job.window, job.keep, job.gates
         holder.is_due = False
-        if holder.mark[1:] not in self.model.live and holder.mark != "~":
+        if holder.mark[1:] not in self.lived and holder.mark != "~":
             holder.mark, holder.token, holder.is_due = "", None, True
         return "r" + holder.id
 
