@@ -103,14 +103,25 @@ async def show_job(request: Request) -> Response:
     known = request.headers.get("if-none-match", "")
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + wait_s
+    job, is_stale = await _whole(request)
     while True:
-        job, is_stale = await _whole(request)
         answer, etag = _with_etag(job, is_stale=is_stale)
         is_same = _matches(known, etag)
         if loop.time() >= ends_at or State(job.state).is_terminal or (known and not is_same):
             break
-        await asyncio.sleep(LOOK_EVERY_S)
+        job, is_stale = await _looked_again(request, ends_at)
     return Response(status_code=304, headers={"etag": etag}) if is_same else answer
+
+
+async def _looked_again(request: Request, ends_at: float) -> tuple[JobStatus, bool]:
+    """Look after a while. A job that was there a moment ago and is not has ended, and its status is on its way."""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            return await _whole(request)
+        except Problem as problem:
+            if problem.status != 404 or asyncio.get_running_loop().time() >= ends_at:
+                raise
 
 
 async def list_attempts(request: Request) -> Response:
@@ -290,12 +301,13 @@ async def _whole(request: Request) -> tuple[JobStatus, bool]:
     stores, job_id = stores_of(request), request.path_params["job_id"]
     known, live = None, None
     is_away = False
+    # In this order: a job that ends in between is in the history, or about to be.
     try:
-        known = await stores.ask_history(lambda history: history.job(job_id))
+        live = await stores.live(job_id)
     except StreamQError:
         is_away = True
     try:
-        live = await stores.live(job_id)
+        known = await stores.ask_history(lambda history: history.job(job_id))
     except StreamQError:
         is_away = True
     job, users = _joined(known, live), users_seen(request)
