@@ -60,7 +60,7 @@ async def some(board) -> None:
         (Wanted(handler="mail", error="KeyError", key="u2"), [3000]),
         (Wanted(handler="nobody"), []),
     ],
-    ids=str,
+    ids=["all", "handler", "key", "type", "fingerprint", "age", "ids", "several", "none"],
 )
 async def test_letters_that_fit_everything_said_are_meant(board, letters, wanted, numbers):
     """By handler, error, key and age, for looking, replaying and deleting alike."""
