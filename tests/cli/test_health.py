@@ -69,16 +69,25 @@ def test_a_probe_imports_neither_settings_nor_servers(tmp_path):
     assert done.stderr == "0 set()\n"
 
 
+def two_free_ports() -> int:
+    """Return the first of two neighbours that nobody listens on."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 0)) as held:
+            port: int = held.getsockname()[1]
+            with socket.create_server(("127.0.0.1", port + 1)):
+                return port
+
+
 def test_workers_of_a_parent_answer_on_ports_of_their_own_and_the_parent_beats(
     programs, command, folder, eventually_sync, tmp_path
 ):
     """One port cannot say which of them is ready."""
-    import socket
+    import contextlib
+import socket
 
     import httpx
 
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = two_free_ports()
     heartbeat = tmp_path / "beat"
     parent = programs.start(
         "worker", "-n", "2", "--health-port", str(port), "--heartbeat-file", str(heartbeat), "--name", "w"
@@ -90,7 +99,7 @@ def test_workers_of_a_parent_answer_on_ports_of_their_own_and_the_parent_beats(
         except httpx.TransportError:
             return False
 
-    eventually_sync(lambda: answers(0) and answers(1), "both are ready", timeout=15)
+    eventually_sync(lambda: answers(0) and answers(1), "both are ready")
     eventually_sync(lambda: command("health", "ready", "--file", str(heartbeat)).code == 0, "the parent is ready")
     parent.process.send_signal(20)  # TSTP
     eventually_sync(

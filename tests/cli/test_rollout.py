@@ -19,11 +19,11 @@ def test_each_phase_is_one_command_and_is_undone_by_another(command, mongodb_url
     status = lambda: json.loads(command("rollout", "status", "--json").out)  # noqa: E731
     assert command("rollout", "off").code == 0
     assert status()["background_jobs.enabled"] is False
-    assert command("queues", "ls").rows[0][-1].startswith("paused")
+    assert any(cell.startswith("paused") for cell in command("queues", "ls").rows[0])
     assert "is false" in command("cron", "--now").err
     assert command("rollout", "shadow").code == 0
     assert status()["shadow"] is True
-    assert not command("queues", "ls").rows[0][-1].startswith("paused")
+    assert not any(cell.startswith("paused") for cell in command("queues", "ls").rows[0])
     assert "shadow of the old system" in command("cron", "--now").err
     assert "10% of the users" in command("rollout", "users", "10%").err
     assert (status()["share"], status()["shadow"]) == (0.1, False)
@@ -78,7 +78,7 @@ def test_rollback_exports_what_is_left_and_can_be_undone(command, folder, mongod
     assert len(again.out.splitlines()) == 3
     assert command("rollback").out == ""
     command("rollout", "users", "all")
-    assert not command("queues", "ls").rows[0][-1].startswith("paused")
+    assert not any(cell.startswith("paused") for cell in command("queues", "ls").rows[0])
 
 
 def test_a_shadow_is_reported_with_what_differs(command, mongodb_url, mongo_database):
