@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -82,9 +84,6 @@ def test_workers_of_a_parent_answer_on_ports_of_their_own_and_the_parent_beats(
     programs, command, folder, eventually_sync, tmp_path
 ):
     """One port cannot say which of them is ready."""
-    import contextlib
-import socket
-
     import httpx
 
     port = two_free_ports()
