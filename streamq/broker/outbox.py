@@ -6,6 +6,7 @@ a recorder that died is taken over by another; whoever writes must therefore bea
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamq.broker.wire import Fault, ServerRefused, Wire
+from streamq.errors import QueueFull
 from streamq.keys import RECORDER_GROUP, Keys
 
 if TYPE_CHECKING:
@@ -210,6 +212,9 @@ class Outbox:
 
         Of the recorders that were here in the last seconds it is the first by name. For a moment two may think so.
         """
+        with contextlib.suppress(ServerRefused, QueueFull):
+            # Before Redis 7.2 a recorder has a name there only once it has read something.
+            await self._wire.call("XGROUP", "CREATECONSUMER", self._stream, RECORDER_GROUP, self.consumer)
         alive = [name for name, _, idle in await self._consumers() if idle < ALIVE_MS]
         return not alive or min(alive) >= self.consumer.encode()
 
