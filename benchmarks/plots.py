@@ -53,7 +53,8 @@ def _bars(rows: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
     axes.barh(names, values, color=[_colour(name) for name in names], xerr=[low, high], ecolor="#495057")
     axes.set_xscale("log")
     for place, value in enumerate(values):
-        axes.annotate(f" {value:,.4g}", (value, place), va="center", xytext=(4, 0), textcoords="offset points")
+        told = f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
+        axes.annotate(told, (value + high[place], place), va="center", xytext=(4, 0), textcoords="offset points")
     axes.margins(x=0.15)
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
