@@ -115,7 +115,7 @@ async def test_of_several_recorders_one_leads(hand, outbox):
     other = Outbox(hand.wire, hand.keys)
     for one in (outbox, other):
         await one.read(limit=1)
-        await one.read(limit=1)
+        await one.leads()  # Before Redis 7.2 the others know of a recorder that read nothing from here on only.
     assert sorted([await outbox.leads(), await other.leads()]) == [False, True]
 
 
