@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,20 +26,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 import streamq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
-    "Bar", "Part", "Report", "Result", "Scale", "at_least", "at_most",
-    "interval", "median", "percentile", "ratios", "run",
+    "Bar", "Part", "Report", "Result", "Scale", "Tell", "at_least", "at_most",
+    "interval", "median", "percentile", "quiet", "ratios", "run",
 ]  # fmt: skip
 
 T = TypeVar("T")
+Tell = Callable[[str, int, int], None]
+"""Given what is counted, how many are done, and how many there are in all."""
 PACKAGES = ("redis", "hiredis", "uvloop", "orjson")
+
+
+def quiet(_what: str, _done: int, _of: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ class Report:
     """Cores that programs of others kept busy meanwhile: how loud the machine was."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What else belongs into the document."""
+    tell: Tell = quiet
+    """Says how far a long part is, to a person who is watching."""
     time_is_up_at: float = math.inf
     """When the part that runs should be done, on the monotonic clock."""
 
@@ -263,9 +273,9 @@ def _parser(benchmark: str, more: argparse.ArgumentParser | None) -> argparse.Ar
 
 def _measure_all(parts: Sequence[Part], report: Report) -> None:
     begun, busy_before, own_before, allowed_s = time.monotonic(), _busy_s(), _own_s(), 0.0
-    with _progress(len(parts)) as say:
+    with _progress(len(parts)) as (begin, report.tell):
         for part in parts:
-            say(", ".join(part.measures))
+            begin(", ".join(part.measures))
             allowed_s += part.quick_s
             report.time_is_up_at = begun + allowed_s if report.scale.quick else math.inf
             _measure(part, report)
@@ -286,20 +296,20 @@ def _measure(part: Part, report: Report) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show on standard error what is measured now, if a person is watching."""
+def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Tell]]:
+    """Show on standard error what is measured now and how far that is, if a person is watching."""
     if not sys.stderr.isatty():
-        yield lambda _text: None
+        yield lambda _text: None, quiet
         return
-    console, begun, done = Console(stderr=True), time.monotonic(), 0
-    with console.status("starting") as status:
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[what]}", TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        parts, part = bars.add_task("", total=total, what="parts", completed=-1), bars.add_task("", total=None, what="")
 
-        def say(text: str) -> None:
-            nonlocal done
-            done += 1
-            status.update(f"[{done}/{total}] {time.monotonic() - begun:.0f} s · {text}")
+        def begin(text: str) -> None:
+            bars.update(parts, advance=1)
+            bars.reset(part, total=None, description=text, what="")
 
-        yield say
+        yield begin, lambda what, done, of: bars.update(part, what=what, completed=done, total=of)
 
 
 def _print_table(report: Report) -> None:

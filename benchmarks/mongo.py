@@ -23,9 +23,9 @@ __all__ = ["Documents", "MongoServer"]
 class MongoServer:
     """A `mongod` in a folder of its own, used as a context."""
 
-    def __init__(self, *, replica_set: bool = False) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="streamq-bench-"))
-        self._server = embedded.MongoServer(self._folder / "mongodb", replica_set=replica_set)
+    def __init__(self, *, replica_set: bool = False, cache_gb: float = embedded.MongoServer.CACHE_GB) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="streamq-bench-"))
+        self._server = embedded.MongoServer(self.folder / "mongodb", replica_set=replica_set, cache_gb=cache_gb)
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -36,7 +36,7 @@ class MongoServer:
     ) -> None:
         with contextlib.suppress(Exception):
             self._server.kill9()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def url(self) -> str:
@@ -57,6 +57,12 @@ class MongoServer:
     def restart(self) -> None:
         """Start it again with its data."""
         self._server.restart()
+
+    def size_mb(self, database: str) -> dict[str, float]:
+        """Tell what the statuses take on disk, and their indexes."""
+        with self.client() as client:
+            told = client[database].command("collStats", "job_status", scale=1_000_000)
+        return {"documents_mb": told["storageSize"], "indexes_mb": told["totalIndexSize"]}
 
     def client(self) -> pymongo.MongoClient[dict[str, Any]]:
         """Return a new client."""

@@ -424,17 +424,28 @@ class MongoServer(Server):
     """
 
     name = "mongodb"
+    CACHE_GB = 0.25
+    """The smallest that it takes: enough for development, and little beside what else runs there."""
 
-    def __init__(self, directory: Path, *, binary: str | Path | None = None, replica_set: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        binary: str | Path | None = None,
+        replica_set: bool = False,
+        cache_gb: float = CACHE_GB,
+    ) -> None:
         """Prepare a server.
 
         Args:
             directory: For the data and the log; the server's alone.
             binary: Path or name of the program; by default the one that `find_mongod` finds.
             replica_set: Make it a replica set of one, for transactions and change streams.
+            cache_gb: Memory for data and indexes that are in use.
         """
         super().__init__(directory, binary=binary)
         self._replica_set = replica_set
+        self._cache_gb = cache_gb
 
     @property
     def url(self) -> str:  # noqa: D102 - as above
@@ -454,7 +465,7 @@ class MongoServer(Server):
             "--nounixsocket",  # not the default one in /tmp as well
             "--filePermissions=0600",
             "--networkMessageCompressors=disabled",
-            "--wiredTigerCacheSizeGB=0.25",
+            f"--wiredTigerCacheSizeGB={self._cache_gb:g}",
             "--wiredTigerEngineConfigString=log=(prealloc=false,file_max=16MB)",
             "--setParameter=diagnosticDataCollectionEnabled=false",
             "--setParameter=ttlMonitorSleepSecs=10",

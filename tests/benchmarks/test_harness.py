@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchmarks import core, recovery, worker
+from benchmarks import core, recovery, status, worker
 from benchmarks.drains import tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, interval, percentile, ratios, run
 from benchmarks.processes import Child
@@ -29,6 +29,10 @@ NAMES = {
     recovery: {
         "child_kill_restart_p99_s", "host_kill_restart_p99_s", "lost_reply_restart_s", "frozen_double_outcomes",
         "sigterm_attempts_used", "sigterm_extra_starts", "redis_restart_lost", "redis_restart_resume_p99_s",
+    },
+    status: {
+        "recorder_docs_per_s", "recorder_on_ratio", "status_lag_p99_s", "recorder_saturated_ratio", "routes_p99_ms",
+        "mongo_down_throughput_ratio", "mongo_back_catch_up_s", "mongo_kill_wrong_states",
     },
 }  # fmt: skip
 
@@ -131,6 +135,19 @@ def test_the_table_for_people_names_bar_and_size(capsys):
     assert "pace" in told
     assert ">= 2" in told
     assert "small" in told
+
+
+def test_a_long_part_says_how_far_it_is_to_whoever_watches(monkeypatch, capsys):
+    """Five million documents take minutes; off a terminal nobody hears of it."""
+
+    def slow(report: Report) -> None:
+        report.tell("documents", 3, 7)
+        report.add("pace", [1.0], "s", None, "small")
+
+    assert document(capsys, [Part(["pace"], slow, quick_s=1)])[0] == 0
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("sample", lambda _scale: [Part(["pace"], slow, quick_s=1)], ["--json"]) == 0
+    assert "pace" in capsys.readouterr().err
 
 
 def test_percentiles_are_values_that_were_seen():
