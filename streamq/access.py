@@ -43,7 +43,7 @@ SCOPES: Mapping[str, str] = {
     "queues:write": "pause and resume queues and schedules",
     "workers:write": "tell workers to be quiet, to resume, to stop",
     "metrics:read": "read /metrics",
-    ADMIN: "everything, and the audit",
+    ADMIN: "everything, and the audit, and the tokens",
 }
 USER_SCOPE = "user:"
 """`user:<id>` reads the jobs of that user, and knows of no others."""
@@ -190,6 +190,11 @@ class TokenBook:
         """List all tokens, the newest first."""
         return [_status(document) for document in await self._tokens.all()]
 
+    async def find(self, token_id: str) -> TokenStatus | None:
+        """Return the token with this id, good or not; None if there is none."""
+        document = await self._tokens.find(token_id) if _ID.fullmatch(token_id) else None
+        return _status(document) if document else None
+
     async def verified(self, token: bytes) -> Principal | None:
         """Return whose token this is; None if it is no good one."""
         token_id = _id_of(token)
@@ -208,10 +213,10 @@ class TokenBook:
         await self._tokens.touch(uses)
 
     async def _known(self, token_id: str) -> TokenStatus:
-        document = await self._tokens.find(token_id) if _ID.fullmatch(token_id) else None
-        if document is None:
+        known = await self.find(token_id)
+        if known is None:
             raise BadInput(f"there is no token {token_id!r:.40}", hint="streamq token ls lists their ids")
-        return _status(document)
+        return known
 
 
 def _id_of(token: bytes) -> str:

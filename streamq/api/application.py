@@ -105,9 +105,16 @@ def _middleware(settings: Settings) -> list[Middleware]:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.api_cors_origins,
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "if-none-match", "last-event-id"],
-        expose_headers=["etag", "link", "retry-after", "location"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=[
+            "authorization",
+            "content-type",
+            "idempotency-key",
+            "if-match",
+            "if-none-match",
+            "last-event-id",
+        ],
+        expose_headers=["etag", "link", "retry-after", "location", "ratelimit", "ratelimit-policy"],
     )
     return [Middleware(Headers), cors, gate]
 

@@ -15,7 +15,7 @@ from streamq.api.answers import Problem, problem
 from streamq.api.parameters import MOST_BODY_BYTES, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,24 +37,38 @@ _NO_CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-an
 class Throttle:
     """Counts requests, each process for itself, so that a runaway script of one cannot take the answers of others."""
 
-    def __init__(self, a_minute: int) -> None:
-        """Allow so many requests a minute to each who asks; 0: any number."""
+    def __init__(self, a_minute: int, policy: str = "default") -> None:
+        """Allow so many requests a minute to each who asks; 0: any number.
+
+        Args:
+            a_minute: How many.
+            policy: What the limit is called in the headers.
+        """
         self._item = RateLimitItemPerMinute(a_minute) if a_minute else None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._policy = policy
 
-    async def pass_or_refuse(self, who: str) -> None:
-        """Count a request.
+    async def pass_or_refuse(self, who: str) -> dict[str, str]:
+        """Count a request. Returns the headers that say how many are left.
+
+        See https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ (revision 10).
 
         Raises:
-            Problem: 429, with the time to wait.
+            Problem: 429, with the same headers and the time to wait.
         """
-        if self._item is None or await self._limiter.hit(self._item, who):
-            return
-        reset_at, _ = await self._limiter.get_window_stats(self._item, who)
+        if self._item is None:
+            return {}
+        is_let_in = await self._limiter.hit(self._item, who)
+        reset_at, left = await self._limiter.get_window_stats(self._item, who)
         wait_s = max(1, min(60, math.ceil(reset_at - time.time())))
-        raise Problem(
-            429, f"at most {self._item.amount} requests a minute", kind="too-many", headers={"retry-after": str(wait_s)}
-        )
+        told = {
+            "ratelimit-policy": f'"{self._policy}";q={self._item.amount};w=60',
+            "ratelimit": f'"{self._policy}";r={left if is_let_in else 0};t={wait_s}',
+        }
+        if not is_let_in:
+            detail = f"at most {self._item.amount} requests a minute"
+            raise Problem(429, detail, kind="too-many", headers={**told, "retry-after": str(wait_s)})
+        return told
 
 
 class Gate:
@@ -74,20 +88,23 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
-        if scope["type"] == "http":
-            try:
-                await self._check(scope)
-            except Problem as refusal:
-                await problem(refusal, scope["path"])(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            told = await self._check(scope)
+        except Problem as refusal:
+            await problem(refusal, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, _telling(send, told) if told else send)
 
-    async def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope) -> dict[str, str]:
+        """Return the headers that go along with the answer."""
         connection = HTTPConnection(scope)
         _check_size(connection)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if (method, scope["path"]) in self._open:
-            return
+            return {}
         door: Door = scope["app"].state.door
         caller = await door.caller(connection)
         if caller is None:
@@ -98,8 +115,20 @@ class Gate:
             )
         _check_origin(connection, caller)
         principal = caller.principal
-        await self._throttle.pass_or_refuse(f"{principal.token_id} {principal.name}")
+        told = await self._throttle.pass_or_refuse(f"{principal.token_id} {principal.name}")
         scope.setdefault("state", {})["principal"] = principal
+        return told
+
+
+def _telling(send: Send, told: Mapping[str, str]) -> Send:
+    more = [(name.encode(), value.encode()) for name, value in told.items()]
+
+    async def with_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *more]
+        await send(message)
+
+    return with_more
 
 
 def _check_size(connection: HTTPConnection) -> None:

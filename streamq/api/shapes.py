@@ -12,9 +12,9 @@ import msgspec
 
 __all__ = [
     "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups",
-    "HandlerInfo", "Handlers", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
+    "HandlerInfo", "Handlers", "IssuedToken", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
     "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Pause", "Problem", "Queue", "Queues", "Schedule",
-    "Schedules", "Series", "SeriesPoint", "Session", "Unknown", "Worker", "Workers",
+    "Schedules", "Series", "SeriesPoint", "Session", "Token", "Tokens", "Unknown", "Worker", "Workers",
 ]  # fmt: skip
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -353,6 +353,33 @@ class Session(msgspec.Struct):
 
     name: str
     scopes: list[str]
+
+
+class Token(msgspec.Struct):
+    """A token as it may be shown: nobody can ask anything with it."""
+
+    id: str
+    name: str
+    state: Literal["active", "expired", "revoked"]
+    scopes: list[str]
+    created_at: Moment
+    created_by: str
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    last_used_at: Moment | None
+
+
+class Tokens(msgspec.Struct):
+    """All tokens, the newest first."""
+
+    items: list[Token]
+
+
+class IssuedToken(msgspec.Struct):
+    """A token that was just made; it is shown this once."""
+
+    id: str
+    token: str
 
 
 class LegacyJob(msgspec.Struct, rename="camel"):

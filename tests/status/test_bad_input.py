@@ -140,7 +140,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     app.settings = away
     bodies = {"enqueue": {"handler": "refresh", "args": ["u"]}, "begin_bulk": {"action": "retry", "filter": {}}}
     bodies |= {name: {"kind": "key", "name": "u"} for name in ("block_jobs", "unblock_jobs")}
-    bodies["pause_schedule"] = {"reason": "x"}
+    bodies |= {"pause_schedule": {"reason": "x"}, "make_token": {"name": "x", "scopes": ["admin"]}}
     async with serving(away, app) as client:
         unavailable = set()
         for operation in CALLS:
@@ -159,7 +159,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
             "quiet_worker", "resume_worker", "stop_worker", "show_job", "list_attempts", "show_log", "status_of_user",
         },
         "MongoDB": {
-            "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "show_job", "list_attempts", "show_log",
+            "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log",
             "status_of_user",
         },
     }  # fmt: skip

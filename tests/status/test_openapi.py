@@ -25,13 +25,14 @@ EXAMPLES = 8
 CONFIG = """
 [checks]
 # Whether a text is good may depend on what is there: a queue, a handler, a cursor that was given out, a span of time; and
-# a whole number written as 1.0 is one to JSON Schema only.
-positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "429"]
+# a whole number written as 1.0 is one to JSON Schema only. The bootstrap token has an empty id, which schemathesis finds in
+# the audit: a path that ends there is that of the list, which has other methods.
+positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "405", "409", "429"]
 
 [[operations]]
 include-operation-id = [
     "list_jobs", "list_audit", "list_errors", "show_series", "enqueue", "begin_bulk", "recent", "failed",
-    "retry_job",
+    "retry_job", "make_token",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429"]
 """
