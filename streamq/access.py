@@ -41,7 +41,7 @@ SCOPES: Mapping[str, str] = {
     "jobs:read": "read jobs, queues, workers and schedules",
     "jobs:write": "enqueue, retry and cancel jobs, also in bulk; run schedules",
     "queues:write": "pause and resume queues and schedules",
-    "workers:write": "tell workers to be quiet, to resume, to stop",
+    "workers:write": "tell workers to be quiet, to resume, to stop, and where they stand",
     "metrics:read": "read /metrics",
     ADMIN: "everything, and the audit, and the tokens",
 }

@@ -154,6 +154,10 @@ class Keys:
         """Return the string that holds what the handler of a running job has told."""
         return f"{self.tag}:notes:{job_id}"
 
+    def stacks(self, consumer: str) -> str:
+        """Return the string that holds where everything in a worker stood when it was last asked."""
+        return f"{self.tag}:stacks:{consumer}"
+
     def result(self, job_id: str) -> str:
         """Return the stream that holds the result of a job that asked for it to be kept."""
         return f"{self.tag}:result:{job_id}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 import msgspec
 
 from streamq.api import shapes
-from streamq.api.answers import Json, Problem
+from streamq.api.answers import Json, Problem, iso
 from streamq.api.desk import auditor_of, known_queue, or_503, stores_of
 from streamq.api.parameters import body
 from streamq.api.table import Operation, principal_of
+from streamq.clock import from_ms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -122,17 +124,51 @@ async def list_workers(request: Request) -> Response:
 def _order(order: str, about: str) -> Callable[[Request], Awaitable[Response]]:
     async def give(request: Request) -> Response:
         name, stores = request.path_params["worker"], stores_of(request)
-        counts = await or_503(stores.counts(), "Redis")
-        for queue, count in counts.items():
-            if any(worker.name == name and not worker.given_up for worker in count.workers):
-                # A worker of several queues reads the orders of each.
-                await or_503(stores.order(queue, lambda orders: orders.tell(order, to=name)), "Redis")
-                await auditor_of(request).note(request, f"worker.{order}", name)
-                return Json({"id": name, "became": "told"}, 202)
-        raise Problem(404, f"no worker {name!r:.80} is known here", kind="worker-unknown")
+        queue = await _queue_of(request, name)
+        # A worker of several queues reads the orders of each.
+        await or_503(stores.order(queue, lambda orders: orders.tell(order, to=name)), "Redis")
+        await auditor_of(request).note(request, f"worker.{order}", name)
+        return Json({"id": name, "became": "told"}, 202)
 
     give.__name__, give.__doc__ = f"{order}_worker", about
     return give
+
+
+async def _queue_of(request: Request, worker: str) -> str:
+    """Return a queue that a worker works on.
+
+    Raises:
+        Problem: 404.
+    """
+    counts = await or_503(stores_of(request).counts(), "Redis")
+    for queue, count in counts.items():
+        if any(seen.name == worker and not seen.given_up for seen in count.workers):
+            return queue
+    raise Problem(404, f"no worker {worker!r:.80} is known here", kind="worker-unknown")
+
+
+async def dump_worker(request: Request) -> Response:
+    """Have a worker tell where all that it runs stands: within a second it is there, and in the worker's log."""
+    name, stores = request.path_params["worker"], stores_of(request)
+    queue = await _queue_of(request, name)
+    await or_503(stores.view(queue, lambda view: view.forget_stacks(name)), "Redis")
+    await or_503(stores.order(queue, lambda orders: orders.tell("dump", to=name)), "Redis")
+    await auditor_of(request).note(request, "worker.dump", name)
+    where = f"/v1/workers/{quote(name, safe='')}/dump"
+    return Json({"id": name, "became": "told"}, 202, {"location": where, "retry-after": "1"})
+
+
+async def show_dump(request: Request) -> Response:
+    """Tell where everything in a worker stood when it was last asked, within the hour.
+
+    Stacks show code and names of jobs and users, and no arguments. Child processes write theirs to the worker's log only.
+    """
+    name, stores = request.path_params["worker"], stores_of(request)
+    for queue in stores.queues:
+        if told := await or_503(stores.view(queue, lambda view: view.stacks(name)), "Redis"):
+            at = iso(from_ms(told["at_ms"]))
+            return Json({"worker": name, "at": at, "running": told["running"], "stacks": told["stacks"]})
+    raise Problem(404, f"no worker {name!r:.80} has told within the hour", kind="dump-unknown")
 
 
 _ORDERS = {
@@ -174,6 +210,14 @@ OPERATIONS = (
             scope="workers:write", answer=shapes.Ordered, status=202, misses=(404,),
         )
         for order, about in _ORDERS.items()
+    ),
+    Operation(
+        method="POST", path="/v1/workers/{worker}:dump", run=dump_worker, tag="workers", scope="workers:write",
+        answer=shapes.Ordered, status=202, misses=(404,),
+    ),
+    Operation(
+        method="GET", path="/v1/workers/{worker}/dump", run=show_dump, tag="workers", scope="workers:write",
+        answer=shapes.Stacks, misses=(404,),
     ),
 )  # fmt: skip
 

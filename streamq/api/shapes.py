@@ -14,7 +14,7 @@ __all__ = [
     "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups",
     "HandlerInfo", "Handlers", "IssuedToken", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
     "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Pause", "Problem", "Queue", "Queues", "Schedule",
-    "Schedules", "Series", "SeriesPoint", "Session", "Token", "Tokens", "Unknown", "Worker", "Workers",
+    "Schedules", "Series", "SeriesPoint", "Session", "Stacks", "Token", "Tokens", "Unknown", "Worker", "Workers",
 ]  # fmt: skip
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -219,6 +219,18 @@ class Workers(msgspec.Struct):
     """The workers of all machines."""
 
     items: list[Worker]
+
+
+class Stacks(msgspec.Struct):
+    """Where everything in a worker stood."""
+
+    worker: str
+    at: Moment
+    """By the clock of the worker's machine."""
+    running: int
+    """Jobs that ran."""
+    stacks: str
+    """As Python writes them: of each job that runs, then of each thread."""
 
 
 class Ordered(msgspec.Struct):

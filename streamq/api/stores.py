@@ -166,6 +166,10 @@ class Stores:
         """Let workers start jobs of a queue again. Returns whether it was paused."""
         return await self.order(queue, lambda orders: orders.resume())
 
+    async def view(self, queue: str, question: Callable[[Inspection], Awaitable[T]]) -> T:
+        """Ask Redis about a queue."""
+        return await self.redis.ask(question, self._views[queue])
+
     async def order(self, queue: str, order: Callable[[Orders], Awaitable[T]]) -> T:
         """Have something done to a queue."""
         return await self.redis.ask(order, Orders(self._wire, Keys(queue), outbox_max=self._outbox_max))

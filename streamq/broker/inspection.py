@@ -365,6 +365,15 @@ class Inspection:
         raw = await self._wire.call("GET", self.keys.notes(job_id).encode("utf-8", "replace"))
         return dict(msgspec.json.decode(raw)) if raw else {}
 
+    async def stacks(self, consumer: str) -> dict[str, Any] | None:
+        """Return where everything in a worker stood when it was last asked, within the hour: `at_ms`, `running`, `stacks`."""
+        raw = await self._wire.call("GET", self.keys.stacks(consumer).encode("utf-8", "replace"))
+        return dict(msgspec.json.decode(raw)) if raw else None
+
+    async def forget_stacks(self, consumer: str) -> None:
+        """Forget them, so that what is found next is new."""
+        await self._wire.call("DEL", self.keys.stacks(consumer).encode("utf-8", "replace"))
+
     async def holder(self, dedup_key: str) -> str | None:
         """Return the id of the job that holds a dedup key; it may have ended if the key has a window."""
         try:

@@ -26,6 +26,7 @@ BATCH = 128
 
 _PRODUCER_KEPT_MS = 86_400_000
 _NOTES_KEPT_MS = 86_400_000
+_STACKS_KEPT_MS = 3_600_000
 
 MOST_SLOW_KEYS = 100_000
 """Slow keys that are remembered; beyond that the least slow ones go."""
@@ -369,6 +370,10 @@ class Partition:
         await self._wire.pipeline(
             [("SET", name, text, "PX", _NOTES_KEPT_MS) if text else ("DEL", name) for name, text in names]
         )
+
+    async def keep_stacks(self, consumer: str, told: bytes) -> None:
+        """Keep where everything in a worker stands, for an hour."""
+        await self._wire.call("SET", self.keys.stacks(consumer), told, "PX", _STACKS_KEPT_MS)
 
     async def leave(self, consumer: str) -> None:
         """Take the worker off the books; what it still holds is handed back first."""

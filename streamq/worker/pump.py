@@ -359,6 +359,11 @@ class Pump:
         """Keep what handlers tell of their jobs; see `Partition.note`."""
         await self._partition.note(rows)
 
+    async def tell_stacks(self, told: bytes) -> None:
+        """Keep where everything stands, for whoever has asked; see `Partition.keep_stacks`."""
+        if self.consumer:
+            await self._partition.keep_stacks(self.consumer, told)
+
     # Waiting.
 
     async def _rest(self) -> None:

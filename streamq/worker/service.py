@@ -17,8 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from streamq.broker.server import Broker
 from streamq.broker.wire import ServerRefused
+from streamq.clock import now_ms
 from streamq.errors import BrokerUnavailable, ConfigurationError
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
@@ -29,7 +32,7 @@ from streamq.worker.probes import Check, Probes, problem_of
 from streamq.worker.pump import Pump
 from streamq.worker.run import RunningJob, Stop
 from streamq.worker.slots import Slots
-from streamq.worker.stacks import stack_of
+from streamq.worker.stacks import stack_of, stacks_of_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +57,9 @@ RECYCLE_AFTER_S = 15.0
 """How long a process goes on that holds a job which does not let go; then it drains, and another takes its place."""
 EXIT_FORCED = 130
 EXIT_SILENT = 69
+
+
+_LONGEST_DUMP = 500_000
 
 
 def worker_name(name: str | None) -> str:
@@ -85,6 +91,7 @@ class Worker:
         self._is_silent = False
         self._told_at = -math.inf
         self._link: ParentLink | None = None
+        self._answering: asyncio.Future[Any] | None = None
         self._unique = f"{self.name}.{secrets.token_hex(4)}"
         self.slots: Slots | None = None
 
@@ -342,7 +349,7 @@ class Worker:
             case b"stop":
                 self.drain()
             case b"dump":
-                self.dump()
+                self._answer_dump(slots)
             case b"look":
                 pass  # something was stopped or let go; every turn sees that
             case _:
@@ -364,22 +371,24 @@ class Worker:
                 pump.wake()
             event(log, logging.INFO, "worker.resumed", worker=self.name)
 
-    def dump(self) -> None:
-        """Write what runs, and where every task and thread stands."""
+    def dump(self) -> str:
+        """Write what runs, and where every task and thread stands. Returns it as well.
+
+        A child process writes its own stacks to the log.
+        """
         if self.slots is None:
-            return
-        for job, _ in self.slots.running.values():
-            seconds = asyncio.get_running_loop().time() - job.begun_at
-            event(
-                log, logging.WARNING, "job.running", job_id=job.delivery.id.decode(), handler=job.spec.name,
-                user=job.envelope.key, running_s=round(seconds, 3),
-            )  # fmt: skip
-            if job.task is not None:
-                sys.stderr.write(
-                    f"Stack of job {job.delivery.id.decode()} (most recent call last):\n{stack_of(job.task)}"
-                )
-        faulthandler.dump_traceback(file=sys.stderr)
+            return ""
+        stacks = "".join([_standing(job) for job, _ in self.slots.running.values()]) + stacks_of_threads()
+        sys.stderr.write(stacks)
         self.slots.processes.dump()
+        return stacks
+
+    def _answer_dump(self, slots: Slots) -> None:
+        """Do as `dump`, and leave it in Redis for whoever has asked."""
+        told = orjson.dumps({"at_ms": now_ms(), "running": slots.busy, "stacks": self.dump()[:_LONGEST_DUMP]})
+        self._answering = asyncio.ensure_future(
+            asyncio.gather(*(pump.tell_stacks(told) for pump in slots.pumps), return_exceptions=True)
+        )
 
     async def _drain(self, slots: Slots) -> None:
         """Let running jobs end within their grace; then interrupt them. The lease is renewed until the last ends."""
@@ -427,6 +436,18 @@ class Worker:
 def _ended(slots: Slots) -> int:
     """Return how many runs have ended here, whatever they came to."""
     return sum(slots.counters.values()) - slots.counters["late_outcomes"]
+
+
+def _standing(job: RunningJob) -> str:
+    """Log that a job runs, and return where it stands. One in a thread is among the stacks of the threads."""
+    job_id = job.delivery.id.decode()
+    running_s = round(asyncio.get_running_loop().time() - job.begun_at, 3)
+    event(
+        log, logging.WARNING, "job.running", job_id=job_id, handler=job.spec.name, user=job.envelope.key,
+        running_s=running_s,
+    )  # fmt: skip
+    stack = stack_of(job.task) if job.task is not None else ""
+    return f"Stack of job {job_id} of {job.spec.name}, {running_s} s (most recent call last):\n{stack}"
 
 
 def main(settings: Settings, app: StreamQ, *, name: str | None = None) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import linecache
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["stack_of"]
+__all__ = ["stack_of", "stacks_of_threads"]
 
 _DEEPEST = 100
 
@@ -25,3 +27,11 @@ def stack_of(task: asyncio.Task[Any]) -> str:
             lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n    {source}\n')
         step = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
     return "".join(lines)
+
+
+def stacks_of_threads() -> str:
+    """Return where every thread of this process stands, innermost call first, as `faulthandler` writes it."""
+    with tempfile.TemporaryFile() as file:  # it writes to nothing but a file
+        faulthandler.dump_traceback(file=file)
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")

@@ -156,7 +156,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
         "Redis": {
             "enqueue", "cancel_job", "retry_job", "list_queues", "show_queue", "pause_queue", "resume_queue", "list_workers",
             "block_jobs", "unblock_jobs",
-            "quiet_worker", "resume_worker", "stop_worker", "show_job", "list_attempts", "show_log", "status_of_user",
+            "dump_worker", "show_dump", "quiet_worker", "resume_worker", "stop_worker", "show_job", "list_attempts", "show_log", "status_of_user",
         },
         "MongoDB": {
             "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log",

@@ -16,6 +16,7 @@ from streamq.codec import decode_envelope
 from streamq.errors import JobNotFound
 from streamq.mongo import StatusWrite
 from streamq.schedules import book, definition_of
+from streamq.worker import Worker
 
 NOON = datetime(2099, 1, 1, 12, tzinfo=UTC)
 
@@ -595,6 +596,44 @@ async def test_a_worker_is_told_what_to_do(client, hand):
     assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:streamq:problem:worker-unknown")
     actions = [each["action"] for each in (await client.get("/v1/audit")).json()["items"]]
     assert actions == ["worker.stop", "worker.resume", "worker.quiet"]
+
+
+async def test_a_worker_tells_where_it_stands(client, settings, hand, eventually):
+    """Which line a job hangs at, without a shell on its machine; and not what was told an hour ago."""
+    app = StreamQ(msgspec.structs.replace(settings, beat_ms=100, history=False))
+    release = asyncio.Event()
+
+    @app.handler(queue=hand.keys.queue)
+    async def hangs_here(user_id: str) -> None:
+        await release.wait()
+
+    worker = Worker(app, app.settings)
+    ending = asyncio.create_task(worker.run())
+    job = await hangs_here.enqueue("a-secret-argument")
+    await eventually(lambda: worker.slots is not None and worker.slots.running, "it runs")
+    (seen,) = (await client.get("/v1/workers")).json()["items"]
+    where = f"/v1/workers/{seen['name']}/dump"
+    missing = await client.get(where)
+    assert (missing.status_code, missing.json()["type"]) == (404, "urn:streamq:problem:dump-unknown")
+    told = await client.post(f"/v1/workers/{seen['name']}:dump")
+    assert (told.status_code, told.headers["location"]) == (202, where)
+
+    async def answered():
+        answer = await client.get(where)
+        return answer.json() if answer.status_code == 200 else None
+
+    dump = await eventually(answered, "it answers")
+    assert (dump["worker"], dump["running"]) == (seen["name"], 1)
+    assert f"Stack of job {job.id} of hangs_here" in dump["stacks"]
+    assert "await release.wait()" in dump["stacks"] and "thread" in dump["stacks"]
+    assert "a-secret-argument" not in dump["stacks"]
+    await client.post(f"/v1/workers/{seen['name']}:dump")
+    release.set()
+    worker.drain()
+    assert await ending == 0
+    await app.close()
+    audit = [each["action"] for each in (await client.get("/v1/audit")).json()["items"]]
+    assert audit == ["worker.dump", "worker.dump"]
 
 
 async def test_schedules_are_listed_and_fired_by_hand(api, hand, eventually):
