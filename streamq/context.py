@@ -11,7 +11,7 @@ from streamq.errors import StreamQError
 from streamq.notes import Notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Set as AbstractSet
     from datetime import datetime
 
     from streamq.job import Delivery, Envelope
@@ -37,6 +37,7 @@ class JobContext:
     headers: dict[str, str]
     _delivery: Delivery = field(repr=False, compare=False)
     _told: Callable[[Delivery], None] = field(repr=False, compare=False)
+    _lost: AbstractSet[bytes] = field(repr=False, compare=False)
 
     def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the job has come, from 0 to 1. Cheap: what is written down is the latest, a few times a second."""
@@ -55,6 +56,11 @@ class JobContext:
         return notes
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the job is another worker's now, or may be: it should stop, and change nothing any more."""
+        return self._delivery.token in self._lost
+
+    @property
     def is_last_attempt(self) -> bool:
         """Whether a failure now is final."""
         return self.attempt >= self.max_attempts
@@ -67,13 +73,17 @@ class Place:
     again.
     """
 
-    __slots__ = ("delivery", "max_attempts", "on_notes")
+    __slots__ = ("delivery", "lost", "max_attempts", "on_notes")
 
-    def __init__(self, on_notes: Callable[[Delivery], None] = lambda _: None) -> None:
+    def __init__(
+        self, on_notes: Callable[[Delivery], None] = lambda _: None, lost: AbstractSet[bytes] = frozenset()
+    ) -> None:
         self.delivery: Delivery | None = None
         self.max_attempts = 0
         self.on_notes = on_notes
         """Called, from any thread, when a handler has told something of its job."""
+        self.lost = lost
+        """Tokens of the jobs here that are another worker's now."""
 
 
 place: ContextVar[Place] = ContextVar("streamq_place")
@@ -106,4 +116,5 @@ def _context(delivery: Delivery, envelope: Envelope, here: Place) -> JobContext:
         headers=envelope.headers,
         _delivery=delivery,
         _told=here.on_notes,
+        _lost=here.lost,
     )

@@ -15,7 +15,7 @@ StreamQError
 ├── JobFailed              exit 1    raised by `job.result()`
 ├── LifespanFailed         exit 1    the application's lifespan raised at the start
 ├── BadInput               exit 65   a file or value given by a person
-└── LeaseLost                        told to a handler whose job went to another worker
+└── LeaseLost                        told to a handler whose job is another worker's now, or may be
 """
 
 from __future__ import annotations
@@ -112,4 +112,4 @@ class BadInput(StreamQError):
 
 
 class LeaseLost(StreamQError):  # an order to stop, not a failure of the handler's
-    """The job now belongs to another worker. Stop: whatever this run returns will be refused."""
+    """The job belongs to another worker now, or may, since Redis could not be reached for as long as its lease. Stop."""

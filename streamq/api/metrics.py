@@ -153,6 +153,11 @@ def _ended(tally: Tally | None) -> Iterable[Sample]:
 _PLAIN = (
     ("streamq_jobs_reclaimed_total", "Deliveries taken from workers that died or did not renew them.", "reclaimed"),
     ("streamq_stale_completions_total", "Outcomes that came too late and were refused.", "late_outcomes"),
+    (
+        "streamq_leases_run_out_total",
+        "Jobs stopped because Redis was away for as long as their lease.",
+        "leases_run_out",
+    ),
     ("streamq_redis_disruptions_total", "How often a worker lost Redis.", "redis_lost"),
     ("streamq_jobs_enqueued_total", "Jobs that were accepted.", "enqueued"),
 )

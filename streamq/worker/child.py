@@ -25,7 +25,7 @@ import msgspec
 
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
-from streamq.errors import StreamQError
+from streamq.errors import LeaseLost, StreamQError
 from streamq.job import Dead, Delivery, Outcome, Retrying, Snoozed
 from streamq.loading import load_app
 from streamq.logs import configure
@@ -33,7 +33,7 @@ from streamq.worker import forks
 from streamq.worker.calls import Calls
 from streamq.worker.notebook import EVERY_S
 from streamq.worker.pipe import LENGTH, PARK_MS, Ended, FromChild, FromWorker, Hello, Order, Ready, Stop, Told, framed
-from streamq.worker.run import RunningJob, run
+from streamq.worker.run import RunningJob, Stop as Why, run
 
 if TYPE_CHECKING:
     from streamq.app import StreamQ
@@ -85,6 +85,7 @@ class Runner:
         self._base = contextvars.copy_context()
         self._job: RunningJob | None = None
         self._task: asyncio.Task[None] | None = None
+        self._lost: set[bytes] = set()
         self._messages: asyncio.Queue[FromWorker | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -97,10 +98,15 @@ class Runner:
                 case Order():
                     self._task = self._loop.create_task(self._run(message), context=self._base.copy())
                 case Stop(why=why, reason=reason) if self._job is not None and self._job.task is not None:
-                    self._job.stop, self._job.stop_reason = why, reason
-                    self._job.task.cancel()
+                    self._stop(self._job, self._job.task, why, reason)
                 case _:
                     pass
+
+    def _stop(self, job: RunningJob, task: asyncio.Task[None], why: Why, reason: str) -> None:
+        job.stop, job.stop_reason, job.stopped_at = why, reason, self._loop.time()
+        if why is Why.LEASE_LOST:
+            self._lost.add(job.delivery.token)
+        task.cancel(LeaseLost(reason) if why is Why.LEASE_LOST else str(why))
 
     def _listen(self) -> None:
         """Hear the worker, whatever the loop does. A worker that died has no use for the job any more."""
@@ -129,7 +135,7 @@ class Runner:
         call = _limited(call, spec.memory_limit) if spec.memory_limit else call
         job = RunningJob(delivery, envelope, spec, call, order.begun_ms, self._loop.time())
         job.task = asyncio.current_task()
-        here = Place(self._told)
+        here = Place(self._told, self._lost)
         here.delivery, here.max_attempts = delivery, job.max_attempts
         place.set(here)
         self._job = job
@@ -137,6 +143,7 @@ class Runner:
             return await run(job)
         finally:
             self._tell(delivery)
+            self._lost.clear()
             self._job = None
             here.delivery = None
 

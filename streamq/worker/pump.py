@@ -41,6 +41,8 @@ STALE_S = 0.03
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 """Jobs must flow again within 2 s of the server being up."""
+_UNHEARD_S = 1.0
+"""Calls that stay unanswered for this long say that Redis is away; it is on top of a lease, not part of it."""
 _DEAD_LETTERS = 100_000
 _NEVER_MS = 1 << 52
 _NOTHING: frozenset[str] = frozenset()
@@ -95,6 +97,9 @@ class Pump:
         self._saying = 0
         """Settled by the call that is under way."""
         self._cycles = 0
+        self._unheard_since = 0.0
+        """When the first call was made that nothing has been answered to; 0: there is none."""
+        self._has_strays = False
         self._next_due_at = 0.0
         self._next_beat_at = 0.0
         self._next_sweep_at = 0.0
@@ -104,6 +109,19 @@ class Pump:
     def unsettled(self) -> int:
         """How many jobs have ended here without Redis having confirmed it."""
         return len(self.finished) + self._saying
+
+    def is_unheard(self, now: float) -> bool:
+        """Whether Redis has left calls unanswered for a while."""
+        return self._unheard_since > 0 and now - self._unheard_since > _UNHEARD_S
+
+    def listen_anew(self) -> None:
+        """The loop was blocked: what seems unanswered may lie here unread."""
+        if self._unheard_since:
+            self._unheard_since = self._loop.time()
+
+    def left_a_stray(self) -> None:
+        """A job was given up here that Redis may still believe to be ours."""
+        self._has_strays = True
 
     def wake(self) -> None:
         """There is something to say or to ask."""
@@ -163,6 +181,10 @@ class Pump:
     async def _return_after_loss(self) -> None:
         """Redis is back: settle what the calls that failed left open, then give back what never arrived here."""
         await self._turn()
+        await self._return_strays()
+
+    async def _return_strays(self) -> None:
+        self._has_strays = False
         held = self._slots.tokens_of(self)
         handed_back = await self._partition.strays(self.consumer, held)
         if handed_back:
@@ -191,6 +213,7 @@ class Pump:
 
     def _note_contact(self, server_ms: int) -> None:
         now = self._loop.time()
+        self._unheard_since = 0.0
         expected_ms = self.clock.at(now)
         self.clock.observe(server_ms, now)
         if self.failure is not None:
@@ -222,6 +245,8 @@ class Pump:
         self._saying = len(items)
         want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.room())
         self.reserved += want
+        sent_at = self._loop.time()
+        self._unheard_since = self._unheard_since or sent_at
         try:
             reply = await self._partition.cycle(
                 self.consumer,
@@ -231,7 +256,7 @@ class Pump:
                 dead_after_ms=self._dead_after_ms(),
                 control_cursor=self._control_cursor,
                 limits=(self._settings.outbox_max if self._settings.history else 0, _DEAD_LETTERS),
-                now=self._loop.time(),
+                now=sent_at,
             )
         except (BrokerUnavailable, OSError, ServerRefused, Unregistered, asyncio.CancelledError):
             # Whether it was taken is unknown; saying it again is harmless.
@@ -241,9 +266,14 @@ class Pump:
         finally:
             self.reserved -= want
             self._saying = 0
+        if report.renewed:
+            self._slots.renewed(self, report.renewed, sent_at)
         self._take(reply, want)
         if is_beat:
             await self._learn()
+            if self._has_strays:
+                await self._stop_reader()  # what is on its way would be taken for a stray
+                await self._return_strays()
 
     async def _learn(self) -> None:
         """Share what was seen of run times. Without it the jobs run all the same, in the lanes that were known."""

@@ -191,12 +191,17 @@ def _crashed(job: RunningJob, error: ProcessDied) -> Outcome:
 
 
 def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:
-    """Retry while attempts are left and the policy wants it."""
+    """Retry while attempts are left and the policy wants it; after a timeout the wait counts from that."""
     attempt = job.envelope.attempt
     if attempt >= job.max_attempts:
         return Dead(failure)
     delay_ms = _delay_ms(job, attempt, failure, error)
-    return Dead(failure) if delay_ms is None else _retry(job, delay_ms, failure)
+    return Dead(failure) if delay_ms is None else _retry(job, max(0, delay_ms - _late_ms(job)), failure)
+
+
+def _late_ms(job: RunningJob) -> int:
+    """Return how long a handler whose time was up took to end."""
+    return int((get_running_loop().time() - job.stopped_at) * 1000) if job.stop is Stop.TIMEOUT else 0
 
 
 def _delay_ms(job: RunningJob, number: int, failure: Failure, error: BaseException) -> int | None:

@@ -50,6 +50,8 @@ SILENCE_LIMIT_S = 30.0
 _FRESH_S = 5.0
 """A worker whose last good round trip is older than this, and than three beats, is not ready."""
 _SWEEP_PERIOD_S = 0.1
+_BLOCKED_S = 0.5
+"""A look that comes so much later than the one before shows that something has blocked the loop, or frozen the process."""
 _COUNT_EVERY_S = 1.0
 _INTERRUPTED_S = 2.0
 """How long jobs that were interrupted may take to end; a parent kills later than this."""
@@ -271,7 +273,7 @@ class Worker:
         began = asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(_SWEEP_PERIOD_S)
-            self._ticked_at = time.monotonic()
+            self._note_tick(slots)
             slots.stop_overdue()
             if self._draining.is_set():
                 continue
@@ -280,6 +282,12 @@ class Worker:
                 self._give_up(silent_s)
             elif 0 < self._most_jobs <= (ended := _ended(slots)):
                 self._renew(f"it has run {ended} jobs")
+
+    def _note_tick(self, slots: Slots) -> None:
+        ticked_at, self._ticked_at = self._ticked_at, time.monotonic()
+        if self._ticked_at - ticked_at > _BLOCKED_S:
+            for pump in slots.pumps:
+                pump.listen_anew()
 
     async def _report(self, slots: Slots, reporter: Reporter) -> None:
         """Each second: tell parent and machine how things stand, and look how much memory is held."""

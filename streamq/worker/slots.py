@@ -17,7 +17,7 @@ from streamq import lanes
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost
-from streamq.job import Completed, Crashed, Delivery, Outcome, Parked, Retrying, Snoozed
+from streamq.job import Completed, Crashed, Delivery, Dropped, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.notebook import Notebook
@@ -47,6 +47,9 @@ _MOST_AHEAD = 256
 STUCK_S = 10.0
 """A handler that was interrupted and has not ended after this long does not heed it."""
 _LOOK_AGAIN_S = 1.0
+_LEASE_MARGIN_MS = 2_000
+"""How long before the end of a lease that could not be renewed its job is stopped; at most a quarter of the lease."""
+_ANOTHERS = "the job belongs to another worker now"
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES, _ALL_LANES = 3, 6
@@ -85,15 +88,15 @@ class Slots:
         """Slots that have a task which has not begun."""
         self._loop = asyncio.get_running_loop()
         self._finished_at = 0.0
-        self._rate_from = 0.0
         self._rate_count = 0
-        self._rate = 0.0
-        self._mean_s = 0.0
+        self._rate_from = self._rate = self._mean_s = 0.0
         self._spread_s = 0.0
         """How far run times are from their mean, on average."""
         self._base = contextvars.copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
         self._parked: set[str] = set()
+        self._lost: set[bytes] = set()
+        """Tokens of running jobs that are others' now, or may be."""
 
     # How much may be read.
 
@@ -270,7 +273,7 @@ class Slots:
     async def _slot(self) -> None:
         """Run jobs while there are any."""
         self._starting -= 1
-        here = Place(self._told)
+        here = Place(self._told, self._lost)
         place.set(here)
         clean = contextvars.copy_context()
         try:
@@ -283,6 +286,7 @@ class Slots:
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
                 if job is not None and (job.stop or contextvars.copy_context() != clean):
                     self._capacity -= job.is_stuck
+                    self._lost.discard(delivery.token)
                     break
                 if self._alone or (self._burst and self._active > self._capacity + self._lent()):
                     break
@@ -364,6 +368,8 @@ class Slots:
         item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
             pump.finish(item)
+        elif isinstance(outcome, Dropped):
+            pump.left_a_stray()
         if delivery.notes is not None:
             self.notebook.tear_out(delivery, pump)
         kind = type(outcome).__name__.lower()
@@ -425,20 +431,34 @@ class Slots:
         """Interrupt a running job; what it comes to follows from why."""
         if job.stop is None and job.task is not None:
             job.stop, job.stop_reason, job.stopped_at = why, reason, self._loop.time()
-            job.task.cancel(LeaseLost("the job belongs to another worker now") if why is Stop.LEASE_LOST else str(why))
+            if why is Stop.LEASE_LOST:
+                self._lost.add(job.delivery.token)
+                job.task.cancel(LeaseLost(reason))
+            else:
+                job.task.cancel(str(why))
 
     def stop_overdue(self) -> None:
         """Interrupt the jobs that run longer than their timeout; tell of those that do not let go."""
         now = self._loop.time()
-        for job, _ in list(self.running.values()):
+        unheard = [pump for pump in self.pumps if pump.is_unheard(now)]
+        lease_s = (self.settings.lease_ms - min(_LEASE_MARGIN_MS, self.settings.lease_ms / 4)) / 1000
+        for job, pump in list(self.running.values()):
             limit_ms = job.spec.timeout_ms
             if job.stop is None:
                 if limit_ms and (now - job.begun_at) * 1000 > limit_ms:
                     self.stop_job(job, Stop.TIMEOUT)
+                elif pump in unheard and now - job.renewed_at > lease_s:
+                    self._fear_lost(job, pump)
             elif not job.is_stuck and now - job.stopped_at > STUCK_S:
                 job.is_stuck = True
                 self._capacity += 1  # its slot is replaced: the others' throughput stays
                 self.on_stuck(job)
+
+    def _fear_lost(self, job: RunningJob, pump: Pump) -> None:
+        """Interrupt a job whose lease ran out by our own clock, while Redis could not be asked."""
+        pump.meter.add("leases_run_out")
+        event(log, logging.WARNING, "job.lease_ran_out", job_id=job.delivery.id.decode(), handler=job.spec.name)
+        self.stop_job(job, Stop.LEASE_LOST, "Redis cannot be reached, and the job may belong to another worker now")
 
     def stop_all(self, why: Stop) -> None:
         """Interrupt everything."""
@@ -457,13 +477,13 @@ class Slots:
         """Interrupt a job that belongs to another worker now."""
         found = self.running.get(job_id)
         if found is not None:
-            self.stop_job(found[0], Stop.LEASE_LOST)
+            self.stop_job(found[0], Stop.LEASE_LOST, _ANOTHERS)
 
     def fenced(self, pump: Pump) -> None:
         """Interrupt every job of a pump whose name was given up."""
         for job, owner in list(self.running.values()):
             if owner is pump:
-                self.stop_job(job, Stop.LEASE_LOST)
+                self.stop_job(job, Stop.LEASE_LOST, _ANOTHERS)
 
     def refused(self, pump: Pump, job_ids: Sequence[bytes]) -> None:
         """Count outcomes that came too late to be taken."""
@@ -494,13 +514,21 @@ class Slots:
         rows: list[Arg] = []
         for job, owner in self.running.values():
             if owner is pump and now - job.renewed_at > every_s and len(rows) < 256:
-                job.renewed_at = now
                 rows += (job.delivery.token, job.delivery.id)
         for delivery in pump.suspects:
             if now - delivery.taken_at > every_s and len(rows) < 256:
-                delivery.taken_at = now
                 rows += (delivery.token, delivery.id)
         return rows
+
+    def renewed(self, pump: Pump, rows: Sequence[Arg], sent_at: float) -> None:
+        """Note that Redis took the rows of `due_for_renewal`: those leases count from when it was asked."""
+        ids = set(rows[1::2])
+        for job, owner in self.running.values():
+            if owner is pump and job.delivery.id in ids:
+                job.renewed_at = sent_at
+        for delivery in pump.suspects:
+            if delivery.id in ids:
+                delivery.taken_at = sent_at
 
     @property
     def busy(self) -> int:

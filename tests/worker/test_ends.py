@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import orjson
 import pytest
 
 from streamq import RateLimited, RetryPolicy, current_job
@@ -161,3 +162,34 @@ async def test_a_job_that_cannot_be_read_is_dead_and_kept(app, work, eventually)
 
     await eventually(is_dead)
     await partition.wire.close()
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "raises"])
+async def test_the_wait_for_a_retry_counts_from_the_timeout_however_long_the_handler_takes_to_end(
+    app, work, eventually, kind
+):
+    """It is over when the handler has let go, or soon after."""
+    policy = RetryPolicy(custom=lambda *_: timedelta(minutes=1))
+
+    @app.handler(timeout=SHORT, max_attempts=2, retry=policy)
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.3)
+            if kind == "raises":
+                raise ValueError("at last") from None
+            raise
+
+    await slow_to_end.enqueue()
+    worker = await work()
+    await eventually(lambda: worker.slots is not None and worker.slots.counters["retrying"] == 1, "it is tried again")
+    wire = app.client.broker.wire()
+
+    async def told() -> dict | None:
+        entries = await wire.call("XRANGE", Keys("default").outbox, "-", "+")
+        return next((orjson.loads(value) for _, fields in entries for value in fields if value[:1] == b"{"), None)
+
+    record = await eventually(told, "it is told")
+    assert record["d"] - record["f"] <= 60_000 - 300
+    await wire.close()
