@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import quote
+from typing import NamedTuple
+from urllib.parse import quote, unquote
 
 from streamq.errors import BadArguments, ConfigurationError
 
-__all__ = ["Gates", "Rate", "fair_gate"]
+__all__ = ["GateName", "Gates", "Rate", "fair_gate"]
 
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _RATE = re.compile(r"(\d{1,9})/(\d{0,9})([smhd])")
@@ -63,6 +64,36 @@ def fair_gate(key: str | None, weight: int, others: str) -> str:
 
 def _quoted(key: str) -> str:
     return key if key.isalnum() and key.isascii() else quote(key, safe=_NAME_SAFE)
+
+
+class GateName(NamedTuple):
+    """What the name of a gate in Redis says."""
+
+    kind: str
+    """The option of the handler that makes it: `concurrency`, `rate`, those `_per_key`, and `fair`."""
+    handler: str | None
+    """None for the turn of a key: that is one for all handlers of the queue."""
+    key: str | None
+    """None for the gate of a handler, and for the turn of jobs without a key."""
+
+    @classmethod
+    def parse(cls, name: str) -> GateName:
+        """Read a name such as `k:refresh:ada`, `rh:refresh` or `f:ada`."""
+        letter, _, rest = name.partition(":")
+        kind = _KINDS.get(letter, letter)
+        if letter == "f":
+            return cls(kind, None, unquote(rest) or None)
+        handler, has_key, key = rest.partition(":")
+        return cls(kind, handler, unquote(key) if has_key else None)
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.handler is None:
+            return f"the turn of {self.key}" if self.key is not None else "the turn of jobs without a key"
+        return f"{self.kind} of {self.handler}" + (f" for {self.key}" if self.key is not None else "")
+
+
+_KINDS = {"k": "concurrency_per_key", "rk": "rate_per_key", "h": "concurrency", "rh": "rate", "f": "fair"}
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class JobStatus:
     lane: str = ""
     lane_reason: str | None = None
     """Why the job counts as slow, in words; None for one that nobody knows to be slow."""
+    parked: Mapping[str, Any] | None = None
+    """Of a job that waits at a gate: `gate` in words, `since`, and `before`, how many others of the gate come first."""
     crashes: int = 0
     enqueued_at: datetime | None = None
     due_at: datetime | None = None

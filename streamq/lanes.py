@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
-    "BINS", "NO_HINT", "RUN_BINS", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
+    "BINS", "NO_HINT", "RIGHT_OF_SHARE", "RUN_BINS", "HintJudge", "Learned", "cost_field", "hint_bin", "hint_cut", "limit_of", "measured_cut", "reads", "reason_of", "run_bin",
     "slow_right", "slow_room", "slow_share", "whose",
 ]  # fmt: skip
 
@@ -29,6 +29,9 @@ ENOUGH = 20
 _ENOUGH_OF_EACH = 5
 _TIMES_SLOWER = 4.0
 """Slow are jobs only if they take so many times as long as the others, on average."""
+
+RIGHT_OF_SHARE = 4
+"""Slow jobs have this part of their share by right, however many fast ones wait."""
 
 _HINT_OFFSET = 20
 NO_HINT = "-"
@@ -176,7 +179,7 @@ def slow_share(capacity: int, share: float) -> int:
 
 def slow_right(share: int) -> int:
     """Return how many slots slow jobs get although fast ones wait: a quarter of their share, and at least one."""
-    return max(1, share // 4)
+    return max(1, share // RIGHT_OF_SHARE)
 
 
 def slow_room(share: int, known: int, overran: int) -> int:

@@ -92,13 +92,13 @@ def job_json(job: JobStatus) -> dict[str, Any]:
 
 
 def told(value: Any) -> Any:
-    """Write points in time, also those within an attempt."""
+    """Write points in time, also those within an attempt, and since when a job is parked."""
     if isinstance(value, datetime):
         return iso(value)
     if isinstance(value, list):
         attempts: list[Any] = value
         return [_attempt(attempt) for attempt in attempts]
-    return value
+    return _attempt(value)
 
 
 def _attempt(attempt: Any) -> Any:

@@ -52,7 +52,7 @@ async def metrics(stores: Stores) -> str:
         *_of_workers({queue: metered(count.counted) for queue, count in counts.items()}),
         *_of_reconciler(await _rounds(stores)),
     ]
-    return "".join([*families, *await _fairness(stores, counts)])
+    return "".join([*families, *await _fairness(stores, counts), *await _gates(stores, counts)])
 
 
 async def _fairness(stores: Stores, counts: Mapping[str, Counts]) -> list[str]:
@@ -72,6 +72,36 @@ async def _fairness(stores: Stores, counts: Mapping[str, Counts]) -> list[str]:
         _family("streamq_lane_jobs", "Jobs by lane.", lanes),
         _family("streamq_slow_limit_seconds", "Run time from which a job is slow, as the run times tell.", limits),
         _family("streamq_slow_keys", "Users that are known as slow.", users),
+    ]
+
+
+async def _gates(stores: Stores, counts: Mapping[str, Counts]) -> list[str]:
+    """Tell of the limits of handlers one by one, and of those of user keys what is so of all of them."""
+    try:
+        crowds = await stores.crowds(list(counts))
+    except StreamQError:
+        crowds = {}
+    jobs, limits, longest, keys = list[Sample](), list[Sample](), list[Sample](), list[Sample]()
+    for queue, crowd in crowds.items():
+        for gate in crowd.gates:
+            if gate.name.key is None:
+                labels = {"queue": queue, "handler": gate.name.handler or "", "gate": gate.name.kind}
+                jobs.append(Sample({**labels, "state": "parked"}, gate.parked))
+                if gate.running is not None:
+                    jobs.append(Sample({**labels, "state": "running"}, gate.running))
+                    limits.append(Sample(labels, gate.limit or 0))
+        first = crowd.longest()
+        longest.append(Sample({"queue": queue}, first.longest_ms / 1000 if first is not None else 0))
+        keys.append(Sample({"queue": queue}, crowd.keys))
+    parked = [Sample({"queue": queue}, count.parked) for queue, count in counts.items()]
+    return [
+        _family("streamq_parked_jobs", "Jobs that wait at gates, those of user keys included.", parked),
+        _family("streamq_gate_jobs", "Jobs at the limits of handlers, by what they do there.", jobs),
+        _family("streamq_gate_limit", "How many of a handler's jobs may run at once.", limits),
+        _family(
+            "streamq_gate_longest_seconds", "How long a job has been waiting at limits, of those looked at.", longest
+        ),
+        _family("streamq_fair_keys", "User keys that wait for their turn.", keys),
     ]
 
 

@@ -10,7 +10,7 @@ import msgspec
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem, iso
 from streamq.api.desk import auditor_of, known_queue, or_503, stores_of
-from streamq.api.parameters import body
+from streamq.api.parameters import LIMIT, body, limit
 from streamq.api.table import Operation, principal_of
 from streamq.clock import from_ms
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from streamq.broker.crowd import GateSeen
     from streamq.broker.inspection import Counts, WorkerSeen
     from streamq.broker.orders import Orders
 
@@ -64,6 +65,40 @@ async def show_queue(request: Request) -> Response:
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     counts = await or_503(stores.counts(), "Redis")
     return Json(queue_json(name, counts[name], stores.dead_after_ms))
+
+
+async def show_gates(request: Request) -> Response:
+    """Tell where jobs of a queue wait that may not start yet: limits, those first where most wait, and turns.
+
+    There may be a limit for each user. All of up to 128 are looked at; of more, those of handlers, those of jobs drawn by
+    chance, which finds where many wait, and the first ones by name.
+    """
+    stores, name, most = stores_of(request), known_queue(request, request.path_params["queue"]), limit(request)
+    crowd = (await or_503(stores.crowds([name]), "Redis"))[name]
+    return Json(
+        {
+            "parked": crowd.parked,
+            "gates": [_gate(gate) for gate in crowd.gates[:most]],
+            "turns": [_turn(turn) for turn in crowd.turns[:most]],
+            "keys_waiting": crowd.keys,
+            "virtual_ms": crowd.virtual_ms,
+            "mean_ms": crowd.mean_ms,
+            "is_whole": crowd.is_whole,
+        }
+    )
+
+
+def _gate(gate: GateSeen) -> dict[str, Any]:
+    name, told = gate.name, gate._asdict()
+    return {"kind": name.kind, "handler": name.handler, "user": name.key} | {
+        field: told[field] for field in ("limit", "interval_ms", "running", "parked", "longest_ms", "opens_in_ms")
+    }
+
+
+def _turn(turn: GateSeen) -> dict[str, Any]:
+    told = turn._asdict()
+    fields = ("parked", "longest_ms", "virtual_ms", "weight")
+    return {"user": turn.name.key} | {field: told[field] for field in fields}
 
 
 async def pause_queue(request: Request) -> Response:
@@ -202,6 +237,10 @@ OPERATIONS = (
         answer=shapes.Queue, misses=(404,),
     ),
     Operation(
+        method="GET", path="/v1/queues/{queue}/gates", run=show_gates, tag="queues", scope="jobs:read",
+        parameters=(LIMIT,), answer=shapes.Gates, misses=(404,),
+    ),
+    Operation(
         method="GET", path="/v1/workers", run=list_workers, tag="workers", scope="jobs:read", answer=shapes.Workers
     ),
     *(
@@ -244,6 +283,7 @@ def queue_json(name: str, counts: Counts, dead_after_ms: int) -> dict[str, Any]:
         "lanes": {lane: held._asdict() for lane, held in lanes.items() if any(held)},
         "outbox": counts.outbox,
         "outbox_age_ms": counts.outbox_age_ms,
+        "parked": counts.parked,
         "paused": pause._asdict() if pause else None,
         "blocked": counts.blocked,
         "blocks": [block._asdict() for block in counts.blocks],

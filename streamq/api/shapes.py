@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 __all__ = [
-    "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups",
+    "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups", "Gate", "Gates",
     "HandlerInfo", "Handlers", "IssuedToken", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
-    "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Pause", "Problem", "Queue", "Queues", "Schedule",
-    "Schedules", "Series", "SeriesPoint", "Session", "Stacks", "Token", "Tokens", "Unknown", "Worker", "Workers",
+    "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Parked", "Pause", "Problem", "Queue", "Queues", "Schedule",
+    "Schedules", "Series", "SeriesPoint", "Session", "Stacks", "Token", "Tokens", "Turn", "Unknown", "Worker", "Workers",
 ]  # fmt: skip
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -67,6 +67,16 @@ class Log(msgspec.Struct):
     stale: bool
 
 
+class Parked(msgspec.Struct):
+    """Where a job waits that may not start yet."""
+
+    gate: str
+    """In words: `concurrency_per_key of refresh for ada`, `rate of refresh`, `the turn of ada`."""
+    since: Moment
+    before: int
+    """How many others of the gate come first."""
+
+
 class Job(msgspec.Struct):
     """A job. What is not known is null; lists leave the result out."""
 
@@ -80,6 +90,8 @@ class Job(msgspec.Struct):
     lane: str
     lane_reason: str | None
     """Why it is in that lane."""
+    parked: Parked | None
+    """The gate where it waits, if it does."""
     crashes: int
     enqueued_at: Moment | None
     due_at: Moment | None
@@ -178,6 +190,53 @@ class LaneHolds(msgspec.Struct):
     in_flight: int
 
 
+class Gate(msgspec.Struct):
+    """A limit, of a handler or of a user key, where jobs have places or wait."""
+
+    kind: Literal["concurrency_per_key", "rate_per_key", "concurrency", "rate"]
+    handler: str
+    user: str | None
+    limit: int | None
+    """How many may run at once; of a rate, how many may start together."""
+    interval_ms: float | None
+    """Of a rate: after so long one more may start."""
+    running: int | None
+    """Jobs that have a place; null for a rate."""
+    parked: int
+    """Jobs that wait."""
+    longest_ms: int
+    """How long one of those that come first has waited."""
+    opens_in_ms: int | None
+    """When a rate lets the next one in."""
+
+
+class Turn(msgspec.Struct):
+    """A user key of a fair queue whose jobs wait."""
+
+    user: str | None
+    parked: int
+    longest_ms: int
+    virtual_ms: float | None
+    """What its jobs ran, by its weight; the least is next."""
+    weight: int | None
+
+
+class Gates(msgspec.Struct):
+    """Where jobs wait that may not start yet, at one moment; the gates first where most wait."""
+
+    parked: int
+    """Jobs that wait at any gate."""
+    gates: list[Gate]
+    turns: list[Turn]
+    keys_waiting: int
+    """Keys that wait for their turn; `turns` lists those with most work among those that were looked at."""
+    virtual_ms: float
+    mean_ms: float
+    """What a key pays when a job of it starts; the rest when it has ended."""
+    is_whole: bool
+    """Whether all gates were looked at."""
+
+
 class Queue(msgspec.Struct):
     """What a queue holds, at one moment."""
 
@@ -192,6 +251,8 @@ class Queue(msgspec.Struct):
     lanes: dict[str, LaneHolds]
     outbox: int
     outbox_age_ms: int
+    parked: int
+    """Jobs that wait at gates; they count as waiting. `/gates` of the queue says at which."""
     paused: Pause | None
     blocked: int
     """Jobs that wait for a block; not counted as scheduled."""

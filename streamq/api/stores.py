@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
+    from streamq.broker.crowd import Crowd
     from streamq.broker.wire import Wire
     from streamq.settings import Settings
 
@@ -155,6 +156,10 @@ class Stores:
         with contextlib.suppress(StreamQError):
             return {queue: await self.redis.ask(view.costs, 0) for queue, view in self._views.items()}
         return {}
+
+    async def crowds(self, queues: Sequence[str], *, handlers_only: bool = False) -> dict[str, Crowd]:
+        """Ask Redis who has places at gates of these queues, and who waits there."""
+        return {queue: await self.redis.ask(self._views[queue].crowd, handlers_only=handlers_only) for queue in queues}
 
     async def pause(self, queue: str, *, reason: str, by: str, for_ms: int) -> None:
         """Let no worker start a job of a queue, for so long (0: until it is resumed)."""
@@ -306,11 +311,18 @@ def _of_place(queue: str, place: Located) -> JobStatus:
         queue=queue,
         lane=place.lane,
         lane_reason=reason_of(place.why) or None,
+        parked=_parked(place),
         enqueued_at=from_ms(place.enqueued_ms),
         due_at=from_ms(place.due_ms) if place.due_ms else None,
         worker=place.worker,
         **fields,
     )
+
+
+def _parked(place: Located) -> dict[str, Any] | None:
+    if place.gate is None:
+        return None
+    return {"gate": str(place.gate), "since": from_ms(place.parked_ms), "before": place.before}
 
 
 class _Letter(msgspec.Struct):
@@ -367,7 +379,7 @@ def _updated(job: JobStatus, place: Located | None) -> JobStatus:
     started_at = job.started_at if now.state != "queued" else None
     return replace(
         job, state=now.state, attempt=now.attempt, lane=now.lane,
-        lane_reason=now.lane_reason or job.lane_reason, due_at=now.due_at, started_at=started_at,
+        lane_reason=now.lane_reason or job.lane_reason, parked=now.parked, due_at=now.due_at, started_at=started_at,
         worker=now.worker or job.worker,
     )  # fmt: skip
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import msgspec
 
 from streamq import scripts
+from streamq.broker.crowd import Crowd, crowd_of
 from streamq.broker.wire import ServerRefused, Wire
+from streamq.gates import GateName
 from streamq.keys import HANDBACK, LANES, Keys
 
 if TYPE_CHECKING:
@@ -113,6 +115,8 @@ class Counts(NamedTuple):
     """What workers and schedules count, see `streamq.meters`."""
     most_idle_ms: int = 0
     """How long the delivery that was not renewed for longest has been so, of the oldest 32 of each lane."""
+    parked: int = 0
+    """Jobs that wait at gates; they count as waiting."""
 
     def unknown_for_ms(self) -> int:
         """Return for how long jobs have been waiting for a worker that knows them; 0: none do."""
@@ -185,7 +189,13 @@ class Located(NamedTuple):
     idle_ms: int = 0
     due_ms: int = 0
     why: str = ""
-    """What put it into a slow lane, or what it waits for."""
+    """What put it into a slow lane."""
+    gate: GateName | None = None
+    """Where it waits; None for a job that waits at no gate."""
+    before: int = 0
+    """How many others of the gate come first."""
+    parked_ms: int = 0
+    """Since when it has waited at gates, server time."""
 
 
 class Explanation(NamedTuple):
@@ -247,10 +257,24 @@ class Inspection:
         keys = self.keys
         reply = await self._wire.script(
             scripts.load("view"),
-            [*keys.lanes, keys.delayed, keys.index, keys.outbox, keys.workers, keys.dead, keys.pause, keys.counts],
+            [
+                *keys.lanes,
+                keys.delayed,
+                keys.index,
+                keys.outbox,
+                keys.workers,
+                keys.dead,
+                keys.pause,
+                keys.counts,
+                keys.payload,
+            ],
             [MOST_WORKERS],
         )
         return _counts(reply)
+
+    async def crowd(self, *, handlers_only: bool = False) -> Crowd:
+        """Look at who has a place at gates and who waits there; see `crowd_of`. One round trip."""
+        return await crowd_of(self._wire, self.keys, handlers_only=handlers_only)
 
     async def tail(self, lane: str, after: bytes, *, limit: int, until_ms: int | None = None) -> list[LaneEntry]:
         """List the jobs of a lane behind an entry, oldest first, whether somebody holds them or not.
@@ -353,7 +377,9 @@ class Inspection:
             # A surrogate that came in through a URL has no UTF-8 form; no job can have such an id.
             names = [job_id.encode("utf-8", "replace") for job_id in batch]
             reply = await self._wire.script(
-                scripts.load("locate"), [*keys.lanes, keys.delayed, keys.payload, keys.index], names
+                scripts.load("locate"),
+                [*keys.lanes, keys.delayed, keys.payload, keys.index, keys.gates, keys.places],
+                names,
             )
             for job_id, row in zip(batch, reply, strict=True):
                 if place := _located(job_id, row):
@@ -422,6 +448,8 @@ def _living(known: Explanation, place: Located, token: str) -> Explanation:
     except ValueError:  # an envelope that cannot be read is a holder like any other
         handler = None
     why = _WHY[state]
+    if place.gate is not None:
+        why = f"the holder waits at a gate, {place.gate}, with {place.before} before it: a call returns it"
     if known.left_ms is not None:
         why = f"the key is throttled: a call returns the holder, which is {state}"
     return known._replace(
@@ -431,7 +459,7 @@ def _living(known: Explanation, place: Located, token: str) -> Explanation:
 
 
 def _counts(reply: list[Any]) -> Counts:
-    now_ms, delayed, due, jobs, outbox, dead, rules, beats, rows, unrecorded, blocked, raw, idle = reply
+    now_ms, delayed, due, jobs, outbox, dead, rules, beats, rows, unrecorded, blocked, raw, idle, parked = reply
     counted = {_text(name): int(float(number)) for name, number in _pairs(raw).items()}
     stops = _stops(rules, now_ms)
     lanes, held, oldest_ms = dict[str, LaneCounts](), dict[str, int](), list[int]()
@@ -456,7 +484,7 @@ def _counts(reply: list[Any]) -> Counts:
         [worker for worker in workers if worker.name != HANDBACK], blocked,
         [_block(stop) for stop in stops if stop.what[:2] in _BLOCKS],
         [Unknown(stop.what[1:], stop.since_ms) for stop in stops if stop.what[:1] == "?"],
-        counted.get("evicted", 0), counted.get("evicted_at", 0), counted, idle,
+        counted.get("evicted", 0), counted.get("evicted_at", 0), counted, idle, parked,
     )  # fmt: skip
 
 
@@ -529,7 +557,7 @@ def _located(job_id: str, row: list[Any]) -> Located | None:
     if not row:
         return None
     if row[0] == 0:
-        return _put_by(job_id, row[1], row[2]) if row[2] else None
+        return _put_by(job_id, row) if row[2] else None
     digit, entry_id, fields, consumer, idle_ms = cast("tuple[int, bytes, list[bytes], bytes, int]", tuple(row))
     entry = _lane_entry(LANES[digit - 1], entry_id, fields)
     if entry is None:
@@ -542,12 +570,17 @@ def _located(job_id: str, row: list[Any]) -> Located | None:
     )  # fmt: skip
 
 
-def _put_by(job_id: str, due: bytes, payload: bytes) -> Located:
+def _put_by(job_id: str, row: list[Any]) -> Located:
     """Say of a job that is in no lane what it waits for: its time, or a gate."""
+    due, payload = row[1], row[2]
     place = _delayed(job_id.encode("utf-8", "replace"), due or b"0", payload)
-    if not due:
-        return Located(job_id, "queued", place.lane, place.envelope, place.enqueued_ms, why="waits at a gate")
-    return Located(job_id, "scheduled", place.lane, place.envelope, place.enqueued_ms, due_ms=place.due_ms)
+    if due:
+        return Located(job_id, "scheduled", place.lane, place.envelope, place.enqueued_ms, due_ms=place.due_ms)
+    gate, before, since = row[3:]
+    return Located(
+        job_id, "queued", place.lane, place.envelope, place.enqueued_ms,
+        gate=GateName.parse(_text(gate)), before=before, parked_ms=int(since or place.enqueued_ms),
+    )  # fmt: skip
 
 
 def _jobs_only(entries: Iterable[LaneEntry | None]) -> Iterator[LaneEntry]:

@@ -128,12 +128,22 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
         "attempt": envelope.attempt,
         "lane": place.lane,
         "lane_reason": reason_of(place.why) or None,
+        **_waiting(place),
         "enqueued_at": from_ms(place.enqueued_ms),
         "due_at": from_ms(place.due_ms) if place.due_ms else None,
         "worker": place.worker or None,
         "args": envelope.args,
         "kwargs": envelope.kwargs,
     }
+
+
+def _waiting(place: Located) -> dict[str, Any]:
+    """Say of a job that waits at a gate at which, since when, and how many come before it."""
+    from streamq.clock import from_ms
+
+    if place.gate is None:
+        return {}
+    return {"parked_at": str(place.gate), "parked_since": from_ms(place.parked_ms), "before_it": place.before}
 
 
 def _told(notes: dict[str, Any]) -> dict[str, Any]:

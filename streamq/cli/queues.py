@@ -79,6 +79,7 @@ def described_queue(name: str, counts: Counts, settings: Settings) -> dict[str, 
         "blocks": [f"{block.kind} {block.name}" for block in counts.blocks or ()],
         "unknown": [one.what for one in counts.unknown or ()],
         "unknown_s": round(counts.unknown_for_ms() / 1000, 1),
+        "parked": counts.parked,
         "evicted": counts.evicted,
         "evicted_age_s": (counts.now_ms - counts.evicted_ms) / 1000 if counts.evicted_ms else None,
     }

@@ -14,7 +14,7 @@ from streamq.errors import ConfigurationError, StreamQError, Unavailable
 
 if TYPE_CHECKING:
     from streamq.cli.output import Output
-    from streamq.cli.servers import Redis
+    from streamq.cli.servers import Queue, Redis
     from streamq.recorder import Finding
     from streamq.schedules.condition import Condition
     from streamq.settings import Settings
@@ -26,6 +26,8 @@ LATE_S = 60.0
 SKEW_LIMIT_MS = 2_000
 PATIENCE_S = 1.2
 """Who asks whether all is well has an answer within two seconds, also when MongoDB gives none."""
+PARKED_ALARM_S = 900.0
+"""A job that has waited this long at a gate is worth a word: a limit is too narrow, or a place was never freed."""
 EVICTION_ALARM_S = 86_400
 """So long after the last dead letter was dropped unseen it is still told."""
 OUTBOX_ALARM, OUTBOX_WARNING = 0.8, 0.5
@@ -61,7 +63,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
     from streamq.logs import masked
 
     async with redis(settings) as found:
-        queues = [described_queue(each.name, await each.view.counts(), settings) for each in found.queues]
+        queues = [await _look(each, settings) for each in found.queues]
         version, settings = f"{found.server.product} {found.server.version}", found.settings
     for queue in queues:
         queue["verdict"] = _verdict(queue)
@@ -75,6 +77,19 @@ async def _status(settings: Settings) -> dict[str, Any]:
     )
     address = {"where": masked(settings.redis_url), "version": version}
     return {"healthy": is_healthy, "redis": address, "mongodb": mongodb, "queues": queues, "schedules": schedules}
+
+
+async def _look(queue: Queue, settings: Settings) -> dict[str, Any]:
+    """Describe a queue, with the gate where a job has waited longest if any wait."""
+    told = described_queue(queue.name, await queue.view.counts(), settings)
+    longest = (await queue.view.crowd()).longest() if told["parked"] else None
+    if longest is not None:
+        told |= {
+            "parked_at": str(longest.name),
+            "parked_there": longest.parked,
+            "parked_s": round(longest.longest_ms / 1000, 1),
+        }
+    return told
 
 
 async def _schedules(settings: Settings, *, has_mongodb: bool) -> list[dict[str, Any]]:
@@ -147,6 +162,7 @@ _REMEDIES = {
     "paused": "streamq queues resume ends it",
     "no workers": "start one: streamq worker",
     "no worker knows": "deploy workers that have it; the jobs wait",
+    "parked": "streamq fairness --show gates shows the gates",
     "blocked": "streamq blocks shows why; streamq unblock ends it",
     "": "streamq queues ls shows more",
 }
@@ -156,6 +172,8 @@ def _held_up(queue: dict[str, Any]) -> str:
     """Say what keeps some of its jobs, or has lost sight of some."""
     if queue.get("unknown_s", 0) > LATE_S:
         return f"no worker knows {', '.join(queue['unknown'])}, for {queue['unknown_s']:.0f} s"
+    if queue.get("parked_s", 0) > PARKED_ALARM_S:
+        return f"parked: {queue['parked_there']} jobs at {queue['parked_at']}, for {queue['parked_s']:.0f} s"
     if (queue.get("evicted_age_s") or EVICTION_ALARM_S) < EVICTION_ALARM_S:
         return f"{queue['evicted']} dead letters were dropped: there were too many"
     return f"blocked: {', '.join(queue['blocks'])}" if queue.get("blocks") else ""
@@ -268,7 +286,7 @@ async def _examined_queues(found: Redis, settings: Settings) -> list[_Finding]:
         skew_ms = counts.now_ms - (before_ms + now_ms()) // 2
         if not findings:
             findings.append(_skew(skew_ms))
-        verdict = _verdict(described_queue(queue.name, counts, settings))
+        verdict = _verdict(await _look(queue, settings))
         remedy = next((remedy for start, remedy in _REMEDIES.items() if verdict.startswith(start)), "")
         level: Literal["OK", "WARN", "FAIL"] = "OK" if verdict == "ok" else "WARN"
         findings.append(_Finding(level, f"queue {queue.name}", verdict, "" if level == "OK" else remedy))

@@ -159,7 +159,7 @@ local function wait_for_turn(id, digit, envelope)
   n = #waiting
   waiting[n + 1], waiting[n + 2] = 0, mine
   n = #places_said
-  places_said[n + 1], places_said[n + 2] = id, '-' .. spec .. string.rep(' ', 64)
+  places_said[n + 1], places_said[n + 2] = id, string.format('-%s%64s @%.0f', spec, '', now)
   flows[name] = true
   return 'z=' .. mine
 end

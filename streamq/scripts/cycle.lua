@@ -29,8 +29,9 @@
 --
 -- A job whose envelope begins with its gates starts when it has passed them; until then it waits at the first one that is
 -- closed. `gates` holds, all at score 0, `<gate>\0h<job id>` for each place that is taken and `<gate>\0p<order><job id>` for
--- each job that waits; `places` job id -> `+` (may start) or `-` (waits) and its gates; `openings` `w<gate>` at the time
--- to look at the gate, in us, and `t<gate>` at FAR + when its rate is used up. So what is counted is who is there.
+-- each job that waits; `places` job id -> `+` (may start) or `-` (waits) and its gates, and of one that waits ` @` since when
+-- it has; `openings` `w<gate>` at the time to look at the gate, in us, and `t<gate>` at FAR + when its rate is used up. So
+-- what is counted is who is there.
 --
 -- The first gate of a job in a fair queue is that of its key, and each cycle opens it for as many jobs as it wants: always for
 -- the key whose virtual time is least. That is what its jobs ran, in ms by its weight; a start is charged with the mean,
@@ -501,7 +502,7 @@ local function admitted(lane, entries)
       local function enqueued() return fields[5] == 'q' and fields[6] or string.match(found[1], '^%d+') end
       local closed, mine = pass_gates(id, gates_of(spec), 1, function() return order_of(lane, enqueued()) end)
       append(said, id)
-      append(said, place_said(closed and '-' or '+', spec))
+      append(said, closed and place_said('-', spec) .. ' @' .. string.format('%.0f', now) or place_said('+', spec))
       if closed then
         call('ZADD', GATES, 0, mine)
         call('HSET', PAYLOAD, id, lane .. '|' .. enqueued() .. '|' .. fields[4])

@@ -1,12 +1,12 @@
 #!lua flags=no-writes,allow-oom
 -- view: what a partition holds now. Reads only.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause, 13 counts
+-- KEYS  1-6 lanes, 7 delayed, 8 index, 9 outbox, 10 workers, 11 dead, 12 pause, 13 counts, 14 payload
 -- ARGV  1 the most workers to list
 -- Returns {now ms, delayed, next due ms or '', jobs in the index, outbox length, dead letters, {what is stopped, why, ..},
 --          {consumer, last beat ms, ..}, {per lane: length, {consumer, deliveries held, ..}, oldest waiting entry or ''},
 --          oldest outbox entry or '', jobs that wait for a block, {what is counted, number, ..},
---          longest time in ms since one of the 32 oldest deliveries of a lane was renewed}
+--          longest time in ms since one of the 32 oldest deliveries of a lane was renewed, jobs that wait at gates}
 local GROUP, BLOCKED = 'g', 2 ^ 48 -- as in cycle.lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -49,4 +49,5 @@ return {
   redis.call('XLEN', KEYS[11]), redis.call('HGETALL', KEYS[12]),
   redis.call('ZRANGE', KEYS[10], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES'), lanes,
   unrecorded and unrecorded[1] or '', blocked, redis.call('HGETALL', KEYS[13]), idle,
+  math.max(0, redis.call('HLEN', KEYS[14]) - redis.call('ZCARD', KEYS[7])), -- what has a payload and no time
 }

@@ -8,8 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pymongo
 import pytest
+import redis
 
+from streamq.broker.partition import NewJob, Report
 from streamq.broker.server import Broker
+from streamq.codec import encode_envelope
+from streamq.gates import Gates
+from streamq.job import Envelope
 
 
 @pytest.fixture
@@ -29,6 +34,92 @@ def know(redis_url):
     return know
 
 
+@pytest.fixture
+def park(redis_url):
+    """Have a worker read jobs of a handler with limits, so that those which may not start wait."""
+
+    def park(gates: Gates, *jobs: tuple[str, str]) -> None:
+        async def act() -> None:
+            broker = Broker(redis_url)
+            partition = broker.partition("default")
+            await partition.register("w1")
+            drafts = [
+                NewJob(name, 2, encode_envelope(Envelope("refresh", key=key, gates=gates.of_job(key))))
+                for name, key in jobs
+            ]
+            await partition.add("tests", 1, drafts)
+            want, plain = (0 if gates.is_fair else 100), {"dead_after_ms": 99999, "control_cursor": b"0-0"}
+            reads = [(2, 128, 0)]
+            await partition.cycle("w1", Report(), want=want, reads=reads, limits=(0, 1), now=0.0, **plain)
+            await partition.wire.close()
+            await broker.close()
+
+        asyncio.run(act())
+
+    return park
+
+
+THREE_OF_ADA = [("a1", "ada"), ("a2", "ada"), ("a3", "ada"), ("b1", "bob")]
+
+
+def test_fairness_tells_at_which_gates_jobs_wait(command, park):
+    """The limit, who has a place, who waits and for how long; in lines, as a table, and as JSON."""
+    park(Gates.of("refresh", 1, None, 0, None), *THREE_OF_ADA)
+    told = command("fairness", "--show", "gates")
+    assert "  2 jobs wait at gates\n" in told.err
+    assert "  concurrency_per_key of refresh for ada: 1 of 1 places are taken; 2 wait, the first for" in told.err
+    assert [row[:7] for row in told.rows] == [
+        ["default", "concurrency_per_key", "refresh", "ada", "1", "1", "2"],
+        ["default", "concurrency_per_key", "refresh", "bob", "1", "1", "0"],
+    ]
+    (queue,) = json.loads(command("fairness", "--json", "--limit", "1").out)["items"]
+    assert (queue["parked"], queue["is_whole"], len(queue["gates"])) == (2, True, 1)
+    assert {name: queue["gates"][0][name] for name in ("user", "limit", "running", "parked", "opens_in_s")} == {
+        "user": "ada", "limit": 1, "running": 1, "parked": 2, "opens_in_s": None,
+    }  # fmt: skip
+
+
+def test_fairness_tells_when_a_rate_lets_the_next_one_in(command, park):
+    park(Gates.of("refresh", 0, None, 0, "1/m"), ("a1", "ada"), ("a2", "ada"))
+    told = command("fairness")
+    assert "  rate of refresh: one in 60000 ms, the next in " in told.err
+
+
+def test_fairness_tells_who_waits_for_a_turn(command, park):
+    park(Gates.of("refresh", 0, None, 0, None, fair=True), *THREE_OF_ADA)
+    told = command("fairness", "--show", "turns")
+    assert "  2 keys wait for their turn, most jobs first: ada 3, bob 1\n" in told.err
+    assert told.rows == [["default", "ada", "3", "0.0", "1"], ["default", "bob", "1", "0.0", "1"]]
+    (queue,) = json.loads(command("fairness", "--json").out)["items"]
+    assert (queue["keys_waiting"], queue["virtual_ms"], queue["mean_ms"]) == (2, 0.0, 1.0)
+
+
+def test_a_job_that_waits_at_a_gate_is_shown_with_it_and_how_many_come_before(command, park):
+    park(Gates.of("refresh", 1, None, 0, None), *THREE_OF_ADA)
+    job = json.loads(command("jobs", "show", "a3", "--json").out)
+    assert (job["state"], job["parked_at"], job["before_it"]) == ("queued", "concurrency_per_key of refresh for ada", 1)
+    since = datetime.fromisoformat(job["parked_since"])
+    assert timedelta(0) <= datetime.now(UTC) - since < timedelta(minutes=1)
+    assert "parked_at" not in json.loads(command("jobs", "show", "b1", "--json").out)
+
+
+def test_status_and_doctor_tell_of_a_gate_where_a_job_has_waited_long(command, park, redis_url):
+    """A limit that is too narrow, or a place that nobody frees, is silent otherwise."""
+    park(Gates.of("refresh", 1, None, 0, None), *THREE_OF_ADA)
+    (queue,) = json.loads(command("status", "--json").out)["queues"]
+    assert (queue["verdict"], queue["parked"]) == ("ok", 2)
+    with redis.Redis.from_url(redis_url) as client:
+        places = client.hgetall("{sq:default:0}:places")
+        (name,) = [name for name, said in places.items() if name == b"a2"]
+        client.hset("{sq:default:0}:places", name, places[name].partition(b" @")[0] + b" @1000")
+    told = command("status", "--json")
+    (queue,) = json.loads(told.out)["queues"]
+    assert told.code == 1
+    assert queue["verdict"].startswith("parked: 2 jobs at concurrency_per_key of refresh for ada, for ")
+    (finding,) = [row for row in command("doctor").rows if row[1] == "queue default"]
+    assert (finding[0], finding[3]) == ("WARN", "streamq fairness --show gates shows the gates")
+
+
 def test_fairness_says_that_nobody_is_slow_yet(command):
     told = command("fairness")
     assert (told.code, told.out) == (0, "")
@@ -43,7 +134,7 @@ def test_fairness_lists_the_slowest_users_and_from_when_on_they_are_slow(command
         ["default", "refresh", "bob|by", "4000"], ["default", "refresh", "ada", "900"],
     ]  # fmt: skip
     assert "default: slow from 22.6 ms on, by the run times; 3 slow users" in told.err
-    assert "slow jobs get 50% of the slots while there are fast ones" in told.err
+    assert "slow jobs hold at most 50% of a worker's slots and are sure of 12.5%, of one at least" in told.err
 
 
 def test_fairness_as_json_has_the_queue_and_its_users(command, know):

@@ -39,6 +39,7 @@ CALLS = {
     "block": lambda p: Orders(p.wire, p.keys).block(handler="h", reason="", by="me"),
     "bury": lambda p: p.bury(["w1", "w2"]),
     "cancel": lambda p: Orders(p.wire, p.keys).cancel("a"),
+    "crowd": lambda p: Inspection(p.wire, p.keys).crowd(),
     "cycle": lambda p: p.cycle(
         "w1", REPORT, want=3, reads=[(1, 3, 0)], dead_after_ms=1, control_cursor=b"0-0", limits=(1, 1), now=0.0
     ),

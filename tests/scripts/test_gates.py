@@ -166,7 +166,9 @@ async def test_a_job_that_waits_at_a_gate_is_seen_as_queued(board):
     await board.read("w1")
     view = Inspection(board.partition.wire, board.keys)
     place = await view.locate("b")
-    assert (place.state, place.lane, place.why, place.due_ms) == ("queued", "normal", "waits at a gate", 0)
+    assert (place.state, place.lane, str(place.gate), place.due_ms) == (
+        "queued", "normal", "concurrency_per_key of h for u", 0,
+    )  # fmt: skip
     counts = await view.counts()
     assert (counts.jobs, counts.delayed) == (2, 0)
 

@@ -8,13 +8,19 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import promql_parser
 import pytest
 import yaml
 from hypothesis import given, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamq.api import shapes
 from streamq.app import StreamQ
+from streamq.broker.partition import NewJob, Report
+from streamq.codec import encode_envelope
+from streamq.gates import Gates
+from streamq.job import Envelope
 from streamq.meters import BOUNDS_S, Meter, metered
 from streamq.retry import RetryPolicy
 from streamq.worker.service import Worker
@@ -143,6 +149,74 @@ async def test_times_in_seconds_are_written_with_all_their_digits(client, hand):
     assert value(text, "streamq_cron_last_missed_timestamp_seconds", entry="hourly") == 1_700_000_000
 
 
+async def park(hand, gates, *jobs):
+    """Have a worker read jobs of a handler with limits, so that those which may not start wait."""
+    partition = hand.broker.partition(hand.keys.queue)
+    await partition.register("keeper")
+    envelopes = [(name, encode_envelope(Envelope("refresh", key=key, gates=gates.of_job(key)))) for name, key in jobs]
+    await partition.add("tests", 1, [NewJob(name, 2, envelope) for name, envelope in envelopes])
+    await partition.cycle(
+        "keeper", Report(), want=0 if gates.is_fair else 100, reads=[(2, 128, 0)], dead_after_ms=99999, control_cursor=b"0-0",
+        limits=(0, 1), now=0.0,
+    )  # fmt: skip
+    await partition.wire.close()
+
+
+JOBS = [("a1", "ada"), ("a2", "ada"), ("a3", "ada"), ("b1", "bob")]
+
+
+async def test_gates_are_in_the_metrics_those_of_handlers_one_by_one_and_no_user_by_name(client, hand, queue_name):
+    """There may be a gate for each user, and labels must stay few."""
+    await park(hand, Gates.of("refresh", 1, None, 2, None), *JOBS)
+    text = (await client.get("/metrics")).text
+    of = {"queue": queue_name}
+    assert value(text, "streamq_parked_jobs", **of) == 2
+    here = {**of, "handler": "refresh", "gate": "concurrency"}
+    assert value(text, "streamq_gate_jobs", **here, state="running") == 2
+    assert value(text, "streamq_gate_jobs", **here, state="parked") == 0
+    assert value(text, "streamq_gate_limit", **here) == 2
+    assert 0 <= value(text, "streamq_gate_longest_seconds", **of) < 60
+    assert value(text, "streamq_fair_keys", **of) == 0
+    assert "ada" not in text
+
+
+async def test_keys_that_wait_for_their_turn_are_counted_in_the_metrics(client, hand, queue_name):
+    await park(hand, Gates.of("refresh", 0, None, 0, None, fair=True), *JOBS)
+    text = (await client.get("/metrics")).text
+    assert value(text, "streamq_fair_keys", queue=queue_name) == 2
+    assert value(text, "streamq_parked_jobs", queue=queue_name) == 4
+    assert "ada" not in text
+
+
+async def test_the_api_tells_where_a_job_waits_and_what_a_gate_holds(client, hand, queue_name):
+    await park(hand, Gates.of("refresh", 1, None, 0, "1/m"), *JOBS)
+    parked = (await client.get("/v1/jobs/a3")).json()["parked"]
+    assert (parked["gate"], parked["before"]) == ("concurrency_per_key of refresh for ada", 1)
+    assert parked["since"].endswith("Z")
+    assert (await client.get("/v1/jobs/a1")).json()["parked"] is None
+    assert (await client.get(f"/v1/queues/{queue_name}")).json()["parked"] == 3
+    told = (await client.get(f"/v1/queues/{queue_name}/gates")).json()
+    msgspec.convert(told, shapes.Gates)
+    assert (told["parked"], told["is_whole"], told["keys_waiting"]) == (3, True, 0)
+    assert [(gate["kind"], gate["user"], gate["running"], gate["parked"]) for gate in told["gates"]] == [
+        ("concurrency_per_key", "ada", 1, 2), ("rate", None, None, 1), ("concurrency_per_key", "bob", 1, 0),
+    ]  # fmt: skip
+    assert 0 < told["gates"][1]["opens_in_ms"] <= 60_000
+    assert len((await client.get(f"/v1/queues/{queue_name}/gates?limit=1")).json()["gates"]) == 1
+
+
+async def test_the_api_tells_whose_turn_it_is(client, hand, queue_name):
+    await park(hand, Gates.of("refresh", 0, None, 0, None, fair=True), *JOBS)
+    told = (await client.get(f"/v1/queues/{queue_name}/gates")).json()
+    msgspec.convert(told, shapes.Gates)
+    assert [(turn["user"], turn["parked"], turn["virtual_ms"], turn["weight"]) for turn in told["turns"]] == [
+        ("ada", 3, 0.0, 1), ("bob", 1, 0.0, 1),
+    ]  # fmt: skip
+    assert (await client.get("/v1/jobs/b1")).json()["parked"]["gate"] == "the turn of bob"
+    missing = await client.get("/v1/queues/nowhere/gates")
+    assert missing.status_code == 404
+
+
 # Alerts and dashboard
 
 
@@ -156,6 +230,7 @@ async def exported(client, hand, statuses):
         await hand.wire.call("HSET", hand.keys.counts, name, number)
     await hand.enqueue("job")
     await hand.take("w1")
+    await park(hand, Gates.of("refresh", 1, None, 2, None), *JOBS)
     text = (await client.get("/metrics")).text
     return {sample.name for family in families(text).values() for sample in family.samples}
 
