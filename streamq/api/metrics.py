@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from streamq.api.stores import Stores, Tally
     from streamq.broker.inspection import Counts
+    from streamq.broker.server import Memory
     from streamq.history import Round
     from streamq.meters import Histogram, Metered
 
@@ -48,6 +49,7 @@ async def metrics(stores: Stores) -> str:
         _family("streamq_redis_up", "Whether Redis answered.", [Sample({}, int(stores.redis.is_up))]),
         _family("streamq_mongodb_up", "Whether MongoDB answered.", [Sample({}, int(stores.mongodb.is_up))]),
         _family("streamq_queue_jobs", "Jobs by state.", [*_live(counts), *_ended(tally)]),
+        *_of_memory(await stores.memory() if counts else None),
         *_of_queues(counts, stores),
         *_of_workers({queue: metered(count.counted) for queue, count in counts.items()}),
         *_of_reconciler(await _rounds(stores)),
@@ -107,11 +109,30 @@ async def _gates(stores: Stores, counts: Mapping[str, Counts]) -> list[str]:
 
 # What is so at this moment.
 
+
+def _of_memory(memory: Memory | None) -> Iterator[str]:
+    """Tell how full Redis is; nothing when it did not say."""
+    told = [] if memory is None else [(memory.used_bytes, memory.limit_bytes, int(memory.evicts))]
+    for place, (name, about) in enumerate(_OF_MEMORY):
+        yield _family(name, about, [Sample({}, figures[place]) for figures in told])
+
+
+_OF_MEMORY = (
+    ("streamq_redis_memory_bytes", "Memory that Redis uses."),
+    ("streamq_redis_memory_limit_bytes", "The most that it may use; 0: as much as there is."),
+    ("streamq_redis_evicts", "Whether Redis drops keys when its memory is full, and jobs with them."),
+)
+
 _OF_A_QUEUE: tuple[tuple[str, str, Callable[[Counts, Stores], float]], ...] = (
     (
         "streamq_queue_oldest_wait_seconds",
         "How long the job that waits longest has been waiting.",
         lambda counts, _: counts.oldest_wait_ms / 1000,
+    ),
+    (
+        "streamq_queue_overdue_seconds",
+        "How long ago the first delayed job was due that no worker has brought into its lane; 0: none is.",
+        lambda counts, _: counts.overdue_ms() / 1000,
     ),
     ("streamq_queue_paused", "Whether the queue is paused.", lambda counts, _: int(counts.pause is not None)),
     (
@@ -201,10 +222,10 @@ def _of_workers(all_of: Mapping[str, Metered]) -> Iterator[str]:
     yield _family(
         "streamq_jobs_finished_total", "Jobs that have ended, by outcome.",
         [
-            Sample({"queue": queue, "handler": handler, "outcome": outcome}, number)
+            Sample({"queue": queue, "handler": handler, "outcome": outcome}, one.ended.get((handler, outcome), 0))
             for queue, one in all_of.items()
-            for (handler, outcome), number in sorted(one.ended.items())
-            if outcome in _OUTCOMES
+            for handler in sorted({*one.runs, *(handler for handler, _ in one.ended)})
+            for outcome in _OUTCOMES  # also those that there were none of: a rate begins at 0
         ],
         "counter",
     )  # fmt: skip

@@ -17,7 +17,7 @@ from streamq.broker.letters import Letters
 from streamq.broker.orders import Orders
 from streamq.broker.outbox import Feed
 from streamq.broker.partition import Partition
-from streamq.broker.server import Broker
+from streamq.broker.server import Broker, Memory, memory_of
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
 from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
@@ -150,6 +150,12 @@ class Stores:
     async def counts(self) -> dict[str, Counts]:
         """Ask Redis what each queue holds."""
         return {queue: await self.redis.ask(view.counts) for queue, view in self._views.items()}
+
+    async def memory(self) -> Memory | None:
+        """Ask Redis how full it is; None if it cannot tell now."""
+        with contextlib.suppress(StreamQError):
+            return await self.redis.ask(memory_of, self._wire)
+        return None
 
     async def costs(self) -> dict[str, Costs]:
         """Ask Redis what each queue knows of run times; of those that cannot tell now, nothing."""

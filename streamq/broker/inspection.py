@@ -122,6 +122,10 @@ class Counts(NamedTuple):
         """Return for how long jobs have been waiting for a worker that knows them; 0: none do."""
         return max((self.now_ms - one.since_ms for one in self.unknown or ()), default=0)
 
+    def overdue_ms(self) -> int:
+        """Return how long ago the first delayed job was due; 0: none is due. Workers bring it into its lane."""
+        return max(0, self.now_ms - self.next_due_ms) if self.next_due_ms is not None else 0
+
     def workers_alive(self, dead_after_ms: int) -> int:
         """Count the workers that gave a sign of life within the given time."""
         return sum(1 for worker in self.workers if not worker.given_up and worker.beat_age_ms <= dead_after_ms)

@@ -11,7 +11,7 @@ from streamq.broker.wire import Fault, ServerRefused, Wire, make_pool
 from streamq.errors import BrokerUnavailable, ConfigurationError
 from streamq.keys import Keys
 
-__all__ = ["OLDEST_REDIS", "Broker", "ServerInfo"]
+__all__ = ["OLDEST_REDIS", "Broker", "Memory", "ServerInfo", "memory_of"]
 
 OLDEST_REDIS = (7, 0)
 """XAUTOCLAIM drops entries that no longer exist, and scripts may say `allow-oom`, from here on."""
@@ -26,6 +26,29 @@ class ServerInfo:
     maxmemory_policy: str
     has_aof: bool
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How full a server is."""
+
+    used_bytes: int
+    limit_bytes: int
+    """0: as much as the machine has."""
+    evicts: bool
+    """Whether it drops keys, and jobs with them, when it is full."""
+
+
+async def memory_of(wire: Wire) -> Memory:
+    """Ask a server how full it is.
+
+    Raises:
+        BrokerUnavailable: It did not answer.
+        ServerRefused: The user may not run INFO.
+    """
+    info = _parse_info(await wire.call("INFO", "memory"))
+    used, limit = (int(info.get(name, 0)) for name in ("used_memory", "maxmemory"))
+    return Memory(used, limit, info.get("maxmemory_policy", "noeviction") != "noeviction")
 
 
 def without_secrets(url: str) -> str:
