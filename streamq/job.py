@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRASH_LIMIT", "ENVELOPE_VERSION", "SUCCESSORS", "Cancel", "Cancelled", "Completed", "Crashed", "Dead", "Delivery",
-    "Dropped", "Envelope", "Expired", "Fail", "Failure", "Outcome", "Parked", "RateLimited", "Released", "Retry",
+    "Dropped", "Envelope", "Expired", "Fail", "Failure", "Limited", "Outcome", "Parked", "RateLimited", "Released", "Retry",
     "Retrying", "Signal", "Snooze", "Snoozed", "State", "latest_start_ms",
 ]  # fmt: skip
 
@@ -93,7 +93,7 @@ class Envelope(
         "version": "v", "handler": "h", "args": "a", "kwargs": "k", "key": "u", "attempt": "n", "max_attempts": "m",
         "deadline_ms": "x", "occurrence": "o", "dedup": "g", "dedup_window_ms": "gw", "headers": "t", "starts": "s",
         "dedup_scope": "gs", "keep_result_ms": "kr", "ttl_ms": "tl", "retry_until_ms": "ru",
-        "cost": "c", "crashes": "cr", "gates": "gt",
+        "cost": "c", "crashes": "cr", "gates": "gt", "weight": "w",
     },
 ):  # fmt: skip
     """What travels with a job. The keys on the wire are short; a field that has its default is left out."""
@@ -130,6 +130,8 @@ class Envelope(
     """How many child processes died while they ran the job, each under a worker that lived on."""
     gates: str = ""
     """What the job has to pass before it starts, see `Gates`. On the wire it comes first: the scripts look for it there."""
+    weight: _Whole = 1
+    """How much of a fair queue its key gets."""
 
 
 def latest_start_ms(envelope: Envelope, enqueued_ms: int) -> int:
@@ -215,6 +217,11 @@ class Parked:
 
 
 @dataclass(slots=True)
+class Limited:
+    """The job was not run: its producer did not know the limits of its handler. It has them now, and goes back."""
+
+
+@dataclass(slots=True)
 class Crashed:
     """The process that ran the job died, and its worker lives: it runs again after a delay, and no attempt is used."""
 
@@ -251,7 +258,7 @@ class Dropped:
     """The job belongs to another worker now; nothing is said of this run."""
 
 
-Outcome = Completed | Retrying | Snoozed | Parked | Crashed | Dead | Cancelled | Expired | Released | Dropped
+Outcome = Completed | Retrying | Snoozed | Parked | Limited | Crashed | Dead | Cancelled | Expired | Released | Dropped
 
 
 class Signal(Exception):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LONGEST_KEY",
+    "MOST_WEIGHT",
     "NO_OPTIONS",
     "Options",
     "checked_cost",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 LONGEST_KEY = 512
+MOST_WEIGHT = 100
 _MOST_ATTEMPTS = 1_000_000
 _PRIORITIES = LANES[:3]
 _LONGEST_DELAY_MS = 100 * 365 * 86_400_000
@@ -89,7 +91,7 @@ def envelope_fields(options: Options, handler: str) -> dict[str, Any]:
     if options.keep_result is not None:
         fields["kr"] = _checked_duration(options.keep_result, "keep_result", least_ms=1)
     if options.weight != 1:
-        _checked_number(options.weight, f"weight of {handler!r}", 1, 100)
+        fields["w"] = _checked_number(options.weight, f"weight of {handler!r}", 1, MOST_WEIGHT)
     if options.replicas:
         _checked_number(options.replicas, "replicas", 0, 100)
     return fields

@@ -166,6 +166,8 @@ class Edits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             raise BadInput(f"the new values are not JSON: {error}") from None
         if changes.keys() & {"handler", "args", "kwargs"}:
             changes |= {"dedup": None, "dedup_window_ms": 0, "dedup_scope": ""}
+        if changes.keys() & {"handler", "key"}:
+            changes["gates"] = ""  # the worker gives it those of its handler and key
         return msgspec.structs.replace(envelope, **changes)
 
 

@@ -10,7 +10,10 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from streamq.clock import to_ms
+from streamq.errors import BadArguments
 from streamq.job import (
     CRASH_LIMIT,
     ENVELOPE_VERSION,
@@ -25,6 +28,7 @@ from streamq.job import (
     Expired,
     Fail,
     Failure,
+    Limited,
     Outcome,
     Parked,
     RateLimited,
@@ -36,13 +40,25 @@ from streamq.job import (
     Snoozed,
     latest_start_ms,
 )
+from streamq.options import MOST_WEIGHT, checked_text
 from streamq.retry import RetryPolicy
 from streamq.worker.threads import JobInterrupted
 
 if TYPE_CHECKING:
     from streamq.registry import HandlerSpec
 
-__all__ = ["Caller", "Decided", "ProcessDied", "RunningJob", "Stop", "blocked", "interrupted", "run", "verdict"]
+__all__ = [
+    "Caller",
+    "Decided",
+    "ProcessDied",
+    "RunningJob",
+    "Stop",
+    "blocked",
+    "interrupted",
+    "limited",
+    "run",
+    "verdict",
+]
 
 _PLAIN_RETRY = RetryPolicy()
 _LONGEST_DELAY_MS = 100 * 365 * 86_400_000
@@ -295,6 +311,27 @@ def verdict(  # noqa: PLR0911 - a list of reasons, one return each
     if (envelope.deadline_ms or envelope.ttl_ms) and now_ms > latest_start_ms(envelope, delivery.enqueued_ms):
         return Expired()
     return None
+
+
+def limited(delivery: Delivery, spec: HandlerSpec) -> Limited | Dead | None:
+    """Give a job the limits of its handler if its producer did not know of them; None: it has passed them.
+
+    With a limit per user key it also gets its key, from the argument that the handler names. A job without one cannot be
+    run: it dies, as it would have been refused by a producer that knows the handler.
+    """
+    envelope = delivery.envelope
+    if envelope is None or envelope.gates or spec.gates is None:
+        return None
+    try:
+        key = envelope.key
+        if key is None and spec.key is not None:
+            spec.check_arguments(tuple(envelope.args), envelope.kwargs)
+            key = checked_text(str(spec.argument(spec.key, tuple(envelope.args), envelope.kwargs)), "key")
+        gates = spec.gates.of_job(key, max(1, min(MOST_WEIGHT, envelope.weight)))
+    except BadArguments as error:
+        return Dead(_failure(error))
+    delivery.envelope = replace(envelope, key=key, gates=gates)
+    return Limited()
 
 
 def blocked(envelope: Envelope | None, stopped: frozenset[str]) -> Parked | None:

@@ -18,6 +18,7 @@ from streamq.job import (
     Envelope,
     Expired,
     Failure,
+    Limited,
     Outcome,
     Parked,
     Released,
@@ -70,7 +71,7 @@ def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int
     match outcome:
         case Completed():
             return _completed(delivery, outcome, begun_ms, finished_ms)
-        case Retrying() | Snoozed() | Crashed() | Parked():
+        case Retrying() | Snoozed() | Crashed() | Parked() | Limited():
             return _requeued(delivery, outcome, begun_ms, finished_ms)
         case Dead() | Cancelled() | Expired():
             return _ended(delivery, outcome, begun_ms, finished_ms)
@@ -171,7 +172,7 @@ def _error(failure: Failure) -> dict[str, str]:
 
 
 def _requeued(
-    delivery: Delivery, outcome: Retrying | Snoozed | Crashed | Parked, begun_ms: int, finished_ms: int
+    delivery: Delivery, outcome: Retrying | Snoozed | Crashed | Parked | Limited, begun_ms: int, finished_ms: int
 ) -> Settled:
     """Prepare the next start of a job. The enqueue time stays, and the number of starts rises: the fence needs it."""
     envelope = delivery.envelope
@@ -188,7 +189,7 @@ def _requeued(
     if envelope is not None and envelope.version == 1:
         raw = encode_envelope(msgspec.structs.replace(envelope, starts=envelope.starts + 1))
     settled = Settled(delivery, record)
-    delay = outcome.what if isinstance(outcome, Parked) else outcome.delay_ms
+    delay = outcome.what if isinstance(outcome, Parked) else 0 if isinstance(outcome, Limited) else outcome.delay_ms
     digit = slow_digit(delivery.digit) if delivery.why else delivery.digit
     settled.requeue = (delay, digit, delivery.enqueued_ms, raw)
     return settled

@@ -17,12 +17,12 @@ from streamq import lanes
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost
-from streamq.job import Completed, Crashed, Delivery, Dropped, Outcome, Parked, Retrying, Snoozed
+from streamq.job import Completed, Crashed, Delivery, Dropped, Limited, Outcome, Parked, Retrying, Snoozed
 from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.notebook import Notebook
 from streamq.worker.processes import Processes
-from streamq.worker.run import RunningJob, Stop, blocked, interrupted, run, verdict
+from streamq.worker.run import RunningJob, Stop, blocked, interrupted, limited, run, verdict
 from streamq.worker.settle import settle
 
 if TYPE_CHECKING:
@@ -318,6 +318,8 @@ class Slots:
         refusal = verdict(delivery, spec, now_ms)
         if pump.stopped and not refusal:
             refusal = blocked(envelope, pump.stopped)
+        if spec is not None and spec.gates is not None and refusal is None:
+            refusal = limited(delivery, spec)
         if refusal is not None or envelope is None or spec is None or call is None:
             return refusal or Parked("?"), None
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
@@ -416,6 +418,8 @@ class Slots:
                 event(log, logging.ERROR, "job.crashed", retry_in_s=delay_ms / 1000, **fields)
             case Snoozed(delay_ms=delay_ms, reason=reason):
                 event(log, logging.INFO, "job.snoozed", retry_in_s=delay_ms / 1000, reason=reason, **fields)
+            case Limited():
+                event(log, logging.DEBUG, "job.limited", **fields)
             case Parked(what=what, reason=reason):
                 # Told once: a queue full of them would say nothing else.
                 level = logging.DEBUG if what in self._parked else logging.WARNING

@@ -42,6 +42,7 @@ envelopes = st.builds(
     cost=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     crashes=positive,
     gates=st.just("") | text.map(lambda key: GATES.of_job(key)),
+    weight=positive,
 )
 
 
@@ -51,7 +52,7 @@ def test_the_strategy_knows_every_field():
     assert set(example.__struct_fields__) == {
         "handler", "version", "args", "kwargs", "key", "attempt", "max_attempts", "deadline_ms", "occurrence", "dedup",
         "dedup_window_ms", "dedup_scope", "headers", "starts", "keep_result_ms", "ttl_ms", "retry_until_ms",
-        "cost", "crashes", "gates",
+        "cost", "crashes", "gates", "weight",
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from streamq.job import (
     Expired,
     Fail,
     Failure,
+    Limited,
     Parked,
     RateLimited,
     Retry,
@@ -111,7 +112,7 @@ def test_no_attempt_is_made_after_the_last_one_or_after_the_deadline(
 
 @given(
     outcome=st.sampled_from(
-        [Completed({"a": 1}), Retrying(0, Failure("E", "m")), Retrying(9, Failure("E", "m")), Snoozed(0), Snoozed(9), Parked("h:x"), Dead(Failure("E", "m")), Cancelled("why"), Expired()]
+        [Completed({"a": 1}), Retrying(0, Failure("E", "m")), Retrying(9, Failure("E", "m")), Snoozed(0), Snoozed(9), Parked("h:x"), Limited(), Dead(Failure("E", "m")), Cancelled("why"), Expired()]
     ),
     starts=st.integers(0, 99),
     attempt=st.integers(1, 9),

@@ -8,9 +8,13 @@ from datetime import timedelta
 import pytest
 
 from streamq import StreamQ
-from streamq.errors import BadArguments, ConfigurationError
+from streamq.broker.letters import Edits
+from streamq.codec import decode_envelope
+from streamq.errors import BadArguments, ConfigurationError, JobFailed
 from streamq.gates import Gates, Rate
+from streamq.job import Dead, Delivery, Envelope, Limited
 from streamq.retry import RetryPolicy
+from streamq.worker.run import limited
 
 
 def test_a_rate_is_never_more_than_it_says_in_any_period():
@@ -112,6 +116,102 @@ async def test_a_failed_job_lets_the_next_of_its_key_start_and_gets_its_turn_aga
     await second.result()
     await first.result()
     assert order == ["a", "b", "a"]
+
+
+async def test_a_producer_that_knows_a_handler_by_its_name_only_does_not_get_past_its_limits(app, work, redis_url):
+    """Its jobs have no gates when they come; the worker gives them those of the handler, and puts them back to wait."""
+    running, most = 0, 0
+
+    @app.handler(key="user", concurrency_per_key=1)
+    async def refresh(user: str, number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        return number
+
+    web = StreamQ(redis_url=redis_url)
+    by_name = web.producer("refresh").options(keep_result=timedelta(minutes=1))
+    assert by_name.draft("ada", 0).envelope.startswith(b'{"v":1,'), "nothing here knows of a limit"
+    jobs = [await by_name.enqueue("ada", n) for n in range(10)]
+    worker = await work()
+    await work()
+    assert sorted([await job.result() for job in jobs]) == list(range(10))
+    assert most == 1
+    assert worker.slots.counters["limited"] <= 10
+    await web.close()
+
+
+async def test_a_job_of_a_producer_by_name_gets_key_and_weight_at_the_gate_of_its_turn(app):
+    """The key from the argument that the handler names, the weight from the producer."""
+
+    @app.handler(key="user", fair=True)
+    async def refresh(user: str, number: int) -> None: ...
+
+    draft = app.producer("refresh").options(weight=3).draft("bob", 1)
+    delivery = Delivery(2, b"21-1", b"a", draft.envelope, 0, 0.0)
+    delivery.envelope = decode_envelope(draft.envelope)
+    assert limited(delivery, refresh.spec) == Limited()
+    assert (delivery.envelope.gates, delivery.envelope.key) == ("f3,0=f:bob", "bob")
+    assert limited(delivery, refresh.spec) is None, "the next worker runs it"
+
+
+async def test_a_call_by_name_that_does_not_fit_a_handler_with_limits_dies_with_the_signature(app):
+    @app.handler(key="user", fair=True)
+    async def refresh(user: str) -> None: ...
+
+    draft = app.producer("refresh").draft(person="bob")
+    delivery = Delivery(2, b"21-1", b"a", draft.envelope, 0, 0.0)
+    delivery.envelope = decode_envelope(draft.envelope)
+    outcome = limited(delivery, refresh.spec)
+    assert isinstance(outcome, Dead)
+    assert outcome.failure.message.startswith("refresh(user: 'str') -> 'None': ")
+
+
+async def test_a_job_without_a_key_that_gets_past_its_producer_dies_at_a_limit_per_key_and_says_why(
+    app, work, redis_url
+):
+    """To run it would be to pass the limit unseen; a dead letter can be edited and retried."""
+
+    @app.handler(concurrency_per_key=1)
+    async def refresh(user: str) -> None: ...
+
+    web = StreamQ(redis_url=redis_url)
+    by_name = web.producer("refresh").options(keep_result=timedelta(minutes=1))
+    job = await by_name.enqueue("ada")
+    await work()
+    with pytest.raises(JobFailed, match="BadArguments: 'refresh' has a limit per user key, and this job has no key"):
+        await job.result()
+    assert (await (await by_name.options(key="ada").enqueue("ada")).result()) is None
+    await web.close()
+
+
+async def test_a_job_that_was_enqueued_before_its_handler_had_a_limit_gets_it(app, work, redis_url):
+    before = StreamQ(redis_url=redis_url)
+
+    @before.handler(name="call")
+    async def call_before() -> None: ...
+
+    jobs = [await call_before.options(keep_result=timedelta(minutes=1)).enqueue() for _ in range(4)]
+    starts: list[float] = []
+
+    @app.handler(name="call", rate="20/s")
+    async def call() -> None:
+        starts.append(asyncio.get_running_loop().time())
+
+    await work()
+    for job in jobs:
+        await job.result()
+    assert starts[-1] - starts[0] >= 3 * 0.05 - 0.01
+    await before.close()
+
+
+async def test_a_dead_job_that_is_replayed_for_another_key_waits_at_the_gate_of_that_key():
+    edits = Edits(key="bob")
+    envelope = Envelope("refresh", key="ada", gates="c1,0=k:refresh:ada")
+    assert edits.applied_to(envelope) == Envelope("refresh", key="bob")
+    assert Edits(max_attempts=3).applied_to(envelope).gates == "c1,0=k:refresh:ada"
 
 
 async def test_a_user_with_many_jobs_takes_turns_with_one_who_has_few(app, work):
