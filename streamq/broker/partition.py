@@ -235,7 +235,7 @@ class Partition:
             report: What happened since the last cycle.
             want: How many jobs to bring at most, 0 to `BATCH`.
             reads: Where to read, in that order; what one slow lane gives counts for all of them.
-            dead_after_ms: How old a worker's beat may be before its jobs are taken over.
+            dead_after_ms: How old a worker's beat may be before its jobs are taken over; -1: take over nobody's.
             control_cursor: The newest control entry seen.
             limits: The most entries of the outbox (0: keep none) and of the dead letters.
             now: The event loop's time, stamped on what is delivered.

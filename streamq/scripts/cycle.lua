@@ -4,8 +4,8 @@
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
 --       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20 fair, 21.. dedup keys and result streams
--- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms, 4 newest control entry seen, 5 outbox_max (0: no outbox),
---       6 dead_max,
+-- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms (-1: take over from nobody), 4 newest control entry seen,
+--       5 outbox_max (0: no outbox), 6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
 --         settled   token, job id, record                                       these jobs ended
 --         dedups    job id, place of the key in KEYS, window ms                 of jobs in `settled`; 0: the key is free
@@ -523,7 +523,7 @@ end
 -- the books on the way: an empty one must not cost the next one's jobs a beat.
 local claimed = {}
 local gone, looks, next_gone = nil, 1, nil
-if want > 0 and not paused then
+if want > 0 and not paused and dead_after >= 0 then
   -- A worker that was itself away trusts no beat: after an outage all look old. What was given up is still free.
   if now - tonumber(beat) > dead_after then dead_after = now end
   local silent_since = math.max(now - dead_after, 1)

@@ -38,6 +38,11 @@ BLOCK_MS = 5_000
 STALE_S = 0.03
 """A job that was read ahead and waits longer than this goes back, for a worker that is free."""
 
+_SUSPECT_S = 0.1
+"""How long a suspect waits here for the jobs that run to end, before it goes back for an idle worker."""
+_SUSPECT_AGAIN_S = 2.0
+"""The same when it comes here again, and how long this worker then takes over nothing; twice as long each time."""
+
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
 """Jobs must flow again within 2 s of the server being up."""
@@ -84,6 +89,10 @@ class Pump:
     def _reset(self) -> None:
         self._reader: asyncio.Task[None] | None = None
         self._stale_check: asyncio.TimerHandle | None = None
+        self._suspect_check: asyncio.TimerHandle | None = None
+        self._suspect_s = _SUSPECT_S
+        self._modest_until = 0.0
+        """Until when this worker, while busy, leaves what is to be taken over to others."""
         self._returning: set[asyncio.Task[None]] = set()
         self._markers: list[Arg] = []
         self._control_cursor = b"0-0"
@@ -295,7 +304,10 @@ class Pump:
         return items, report
 
     def _dead_after_ms(self) -> int:
-        if self._loop.time() < self._trust_beats_at:
+        now = self._loop.time()
+        if now < self._modest_until and self._slots.busy:
+            return -1
+        if now < self._trust_beats_at:
             return _NEVER_MS
         return self._settings.dead_after_ms
 
@@ -349,6 +361,25 @@ class Pump:
         self._slots.fill()
         if self.buffer and self._stale_check is None:
             self._stale_check = self._loop.call_later(STALE_S, self._return_stale)
+        if self.suspects and self._suspect_check is None:
+            self._suspect_check = self._loop.call_later(self._suspect_s, self._return_suspects)
+
+    def _return_suspects(self) -> None:
+        """Hand back suspects that could not start, because something runs here: another worker may be idle.
+
+        While one waits nothing is read, so it starts when the last job has ended. When all workers are busy it goes round
+        among them, and each waits twice as long as before: in the end it starts, whatever they run.
+        """
+        self._suspect_check = None
+        if not self.suspects:
+            self._suspect_s = _SUSPECT_S
+            return
+        waiting = [*self.suspects]
+        self.suspects.clear()
+        self.return_unrun(waiting)
+        rest_s = max(self._suspect_s, _SUSPECT_AGAIN_S)
+        self._modest_until = self._loop.time() + rest_s
+        self._suspect_s = max(2 * self._suspect_s, _SUSPECT_AGAIN_S)
 
     def _return_stale(self) -> None:
         """Hand back what was read ahead and does not get to run: another worker may be free."""
@@ -485,8 +516,9 @@ class Pump:
     async def leave(self) -> None:
         """Say the last things, hand back what is left, and go off the books."""
         await self._stop_reader()
-        if self._stale_check is not None:
-            self._stale_check.cancel()
+        for check in (self._stale_check, self._suspect_check):
+            if check is not None:
+                check.cancel()
         if self._returning:
             await asyncio.gather(*self._returning, return_exceptions=True)
         with contextlib.suppress(BrokerUnavailable, OSError, Unregistered, ServerRefused, ConfigurationError):

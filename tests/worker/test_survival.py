@@ -6,8 +6,11 @@ import asyncio
 import functools
 import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from streamq import StreamQ
@@ -160,3 +163,81 @@ async def test_a_worker_without_a_good_round_trip_says_so_keeps_what_has_ended_a
     await wire.close()
     assert runs == [1]
     await app.close()
+
+
+@pytest.fixture
+async def ghost(app: StreamQ):
+    """Give what a worker that is about to die holds: a job over which another one died before."""
+    app.settings = msgspec.structs.replace(app.settings, dead_after_ms=50_000)
+    partition = app.client.broker.partition("default")
+    await partition.register("ghost")
+
+    async def take(job_id: str) -> None:
+        await partition.wait("ghost", 1, 1000, time.monotonic)
+        token = await partition.wire.call("HGET", KEYS.index, job_id)
+        await partition.wire.call("HSET", KEYS.index, job_id, token + b"*2*1")
+
+    async def die() -> None:
+        await partition.bury(["ghost"])
+
+    yield SimpleNamespace(take=take, die=die)
+    await partition.wire.close()
+
+
+async def test_a_suspect_does_not_wait_for_the_long_job_of_one_worker_while_another_is_idle(
+    app, work, eventually, ghost
+):
+    gate, ran = asyncio.Event(), asyncio.Event()
+
+    @app.handler
+    async def suspect() -> None:
+        ran.set()
+
+    @app.handler
+    async def long() -> None:
+        await gate.wait()
+
+    await ghost.take((await suspect.enqueue()).id)
+    await long.enqueue()
+    busy = await work()
+    await eventually(lambda: busy.slots is not None and busy.slots.busy == 1, "the long job runs")
+    await ghost.die()
+    await eventually(lambda: busy.slots.pumps[0]._modest_until > 0, "the suspect was here, and went back")
+    idle = await work()
+    await eventually(ran.is_set, "it runs")
+    await eventually(lambda: idle.slots.counters["completed"] == 1, "on the other worker")
+    gate.set()
+
+
+async def test_a_suspect_that_no_worker_is_idle_for_does_not_stop_the_others_and_runs_in_the_end(
+    app, work, eventually, ghost, monkeypatch
+):
+    monkeypatch.setattr("streamq.worker.pump._SUSPECT_AGAIN_S", 0.3)
+    gate, ran = asyncio.Event(), Counter[str]()
+
+    @app.handler
+    async def suspect() -> None:
+        assert gate.is_set()
+        ran["suspect"] += 1
+
+    @app.handler
+    async def short() -> None:
+        ran["short"] += 1
+
+    @app.handler
+    async def long() -> None:
+        await gate.wait()
+
+    await ghost.take((await suspect.enqueue()).id)
+    await long.enqueue()
+    worker = await work()
+    await eventually(lambda: worker.slots is not None and worker.slots.busy == 1, "the long job runs")
+    await ghost.die()
+    pump = worker.slots.pumps[0]
+    for round_ in range(3):
+        await eventually(lambda n=round_: pump._suspect_s >= 0.3 * 2**n, "it was here, and went back")
+        await short.enqueue()
+        await eventually(lambda n=round_: ran["short"] == n + 1, "another job runs")
+    assert ran["suspect"] == 0
+    gate.set()
+    await eventually(lambda: ran["suspect"] == 1, "it runs when the long job has ended")
