@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamq.broker.wire import Fault, ServerRefused, Wire
+from streamq.codec import GATED
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
 from streamq.keys import GROUP, LANES, Keys
@@ -27,6 +28,9 @@ BATCH = 128
 _PRODUCER_KEPT_MS = 86_400_000
 _NOTES_KEPT_MS = 86_400_000
 _STACKS_KEPT_MS = 3_600_000
+
+_NO_HINT = ("", "-")
+"""How `NewJob.whose` begins without one."""
 
 MOST_SLOW_KEYS = 100_000
 """Slow keys that are remembered; beyond that the least slow ones go."""
@@ -131,10 +135,14 @@ class Partition:
         self._wire = wire
         self._cycle = load("cycle")
         self._add = load("add")
+        self._append = load("append")
         self._add_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts, keys.cost,
             keys.times, keys.gates, keys.places, keys.fair,
         )  # fmt: skip
+        self._append_keys = [(lane, keys.index, keys.producers, keys.counts) for lane in keys.lanes]
+        self._cost = keys.cost
+        self._dedup_prefix = keys.dedup("")
         self._cycle_keys = (
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.workers, keys.dead, keys.control,
             keys.pause, keys.counts, keys.cost, keys.gates, keys.places, keys.openings, keys.fair,
@@ -174,21 +182,34 @@ class Partition:
             QueueFull: `max_depth` would be passed, or Redis is out of memory. Nothing was added.
             BrokerUnavailable: Unknown whether it was added.
         """
-        keys = [*self._add_keys]
-        args: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0"]
-        places: dict[str, int] = {}
-        for job in jobs:
-            place: int | str = 0
-            if job.dedup is not None:
-                place = places.get(job.dedup, 0)
-                if not place:
-                    keys.append(self.keys.dedup(job.dedup))
-                    places[job.dedup] = place = len(keys)
-                if job.scope:
-                    place = f"{place}{job.scope}"
-            args += (job.id, job.digit, f"@{job.at_ms}" if job.at_ms else job.delay_ms, place, job.envelope, job.whose)
+        if len(jobs) == 1 and _is_plain(jobs[0]) and not (cursor or max_depth or in_order):
+            server_ms = await self._append_one(producer, number, jobs[0], keep_ms)
+            if server_ms:
+                return Added("n", server_ms)
+        dedups, ways = _ways(jobs)
+        keys = [*self._add_keys, *[self._dedup_prefix + dedup for dedup in dedups]]
+        common = ways[0] if ways and ways.count(ways[0]) == len(ways) else ""
+        args: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0", len(jobs), common]
+        if common:
+            for job in jobs:
+                args += (job.id, job.envelope)
+        else:
+            for job, way in zip(jobs, ways, strict=True):
+                args += (job.id, way, job.envelope)
+        whose = [job.whose for job in jobs]
+        if any(whose):
+            args += whose
         reply = await self._wire.script(self._add, keys, args)
         return self._added(reply, len(jobs), max_depth)
+
+    async def _append_one(self, producer: str, number: int, job: NewJob, keep_ms: int) -> int:
+        """Put a single plain job into its lane. Returns the server's ms; 0: it is none, and nothing was added."""
+        keys: Sequence[str] = self._append_keys[job.digit - 1]
+        if job.whose:
+            keys = (*keys, self._cost)
+        args = (producer, number, keep_ms, job.digit, job.id, job.envelope)
+        server_ms: int = await self._wire.script(self._append, keys, args)
+        return server_ms
 
     def _added(self, reply: list[Any], count: int, max_depth: int) -> Added:
         verdict = reply[0]
@@ -412,6 +433,37 @@ class Partition:
         """Say that somebody saw these workers die: what they held is free at once."""
         keys = (self.keys.lanes[0], self.keys.workers)
         return int(await self._wire.script(load("bury"), keys, list(consumers)))
+
+
+def _is_plain(job: NewJob) -> bool:
+    """Tell whether a job goes straight into its lane, if nobody is known as slow."""
+    return (
+        job.dedup is None
+        and not job.delay_ms
+        and not job.at_ms
+        and job.whose[:1] in _NO_HINT
+        and not job.envelope.startswith(GATED)
+    )
+
+
+def _ways(jobs: Sequence[NewJob]) -> tuple[dict[str, int], list[str]]:
+    """Return the dedup keys of jobs, each with its place among them, from 1; and how each job goes in, as `add.lua` has it."""
+    dedups: dict[str, int] = {}
+    ways: list[str] = []
+    last, way = None, ""
+    for job in jobs:
+        place: int | str = 0
+        if job.dedup is not None:
+            place = dedups.get(job.dedup, "+")
+            if place == "+":
+                dedups[job.dedup] = len(dedups) + 1
+        parts = (job.digit, job.at_ms, job.delay_ms, place, job.scope)
+        if parts != last:
+            delay = f"@{job.at_ms}" if job.at_ms else job.delay_ms
+            way = f"{job.digit}|{delay}|{place}|{job.scope}" if delay or place else str(job.digit)
+            last = parts
+        ways.append(way)
+    return dedups, ways
 
 
 def _cycle_reply(reply: list[Any], now: float) -> CycleReply:

@@ -5,15 +5,20 @@
 --       16 fair, 17.. dedup keys
 -- ARGV  1 producer, 2 number of the call (from 1, rising), 3 keep ms: for how long the producer is remembered,
 --       4 cursor to store, 5 most jobs the partition may hold (0: any), 6 '1': the number must follow the last one,
---       then per job: id, lane digit, delay ms (0: now; with '@' before it the due time in ms itself),
---       place of its dedup key in KEYS (0: none) and behind it the scope, envelope, whose: '' or the bin of its cost
---       hint as a character ('-': none) and its field in cost ('': it has no key)
+--       7 number of jobs, 8 how all of them go in ('': each says it),
+--       then per job: id, how it goes in (unless all go the same way), envelope,
+--       then, unless no job has a key or a hint, per job whose: '' or the bin of its cost hint as a character ('-': none)
+--       and its field in cost ('': it has no key)
 -- Returns {'OK', now ms, '' or a result per job}   '' when every job is new; else per job 'n' new,
 --                                                  'p' already present, 'd' .. id of the dedup key's holder,
 --                                                  or 'r' .. id of the waiting job that got these arguments
 --         {'REPEAT', now ms, last number, cursor, results of the last call}   nothing was written
 --         {'GAP', now ms, last number, cursor}                                nothing was written
 --         {'FULL', now ms, depth}                                             nothing was written
+--
+-- How a job goes in: the digit of its lane, or with what makes it no plain one: digit|delay|place of its dedup key|scope
+--   delay  ms (0: now), or '@' and the due time in ms itself
+--   place  0: no dedup key; '+': the next one in KEYS; else its number among the dedup keys, from 1
 --
 -- Scopes, each of the call that comes: whether the holder of its dedup key stands in for it.
 --   (none)   until done: while the holder lives
@@ -29,31 +34,21 @@
 -- A key that is known as slow goes into the slow lane; of others the hint decides, by the measured cut if there is one,
 -- else as the lane digit says. The slow ones of a call go in longest first.
 -- A job of a fair queue waits at the gate of its key at once; what that means stands in cycle.lua.
+-- A plain job alone goes through append.lua, unless that says that it is none.
 -- No allow-oom: when memory is full Redis refuses the whole call before the first write.
 local RESTING = 2 ^ 44
 local KEPT_TILL = 253370764800000 -- 9999-01-01: whoever ends before it sets the time
-local WIDTH, FIRST, FIXED = 6, 7, 16
-local call = redis.call
+local FIRST, FIXED = 9, 16
+local call, byte = redis.call, string.byte
 local number, known = tonumber(ARGV[2]), call('HGET', KEYS[10], ARGV[1])
-
--- A single job for now without dedup key, hint and turn, while nobody is known as slow: all that follows comes to this.
-if #ARGV == FIRST + WIDTH - 1 and ARGV[9] == '0' and ARGV[10] == '0' and ARGV[4] == '' and ARGV[5] == '0' and ARGV[6] == '0'
-  and known and number > tonumber(string.match(known, '^%d+')) and call('HEXISTS', KEYS[9], ARGV[7]) == 0
-  and (ARGV[12] == '' or string.byte(ARGV[12]) == 45 and call('EXISTS', KEYS[12]) == 0)
-  and string.sub(ARGV[11], 1, 8) ~= '{"gt":"f' then
-  local place = call('XADD', KEYS[tonumber(ARGV[8])], '*', 'j', ARGV[7], 'd', ARGV[11])
-  local now = tonumber(string.match(place, '^%d+'))
-  call('HSET', KEYS[9], ARGV[7], ARGV[8] .. place)
-  call('HINCRBY', KEYS[11], 'enqueued', '1')
-  call('HSET', KEYS[10], ARGV[1], ARGV[2] .. '|' .. now + ARGV[3] .. '|0|')
-  return {'OK', now, ''}
-end
-
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local count = (#ARGV - FIRST + 1) / WIDTH
-if count < 0 or count > 128 or count ~= math.floor(count) then
-  return redis.error_reply('ERR add: ' .. #ARGV .. ' arguments are not 0 to 128 jobs')
+local count, common = tonumber(ARGV[7]) or -1, ARGV[8]
+local WIDTH = common == '' and 3 or 2
+local OWNERS = FIRST + count * WIDTH -- where it is said whose the jobs are
+local has_owners = #ARGV >= OWNERS
+if count < 0 or count > 128 or #ARGV ~= OWNERS - 1 + (has_owners and count or 0) then
+  return redis.error_reply('ERR add: ' .. #ARGV .. ' arguments are not ' .. ARGV[7] .. ' jobs of 128 at most')
 end
 
 local last, cursor, results = 0, '', ''
@@ -71,12 +66,58 @@ if most > 0 then
 end
 
 -- Look: which ids are known, which dedup keys are held, and which of their holders live.
-local places, holders, alive = {}, {}, {}
-if count > 0 then
-  local ids = {}
-  for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
-  places = call('HMGET', KEYS[9], unpack(ids))
+local ids, places, holders, alive = {}, {}, {}, {}
+for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
+if count > 0 then places = call('HMGET', KEYS[9], unpack(ids)) end
+
+-- A small hash is a list that is searched from end to end, unless it ever held a value of more than 64 bytes.
+local index = {'HSET', KEYS[9]}
+local is_list = count > 8 and call('HLEN', KEYS[9]) <= 512
+if is_list then index[3], index[4] = '', string.rep(' ', 65) end
+
+local function write_index()
+  if #index <= (is_list and 4 or 2) then return end
+  call(unpack(index))
+  if is_list then call('HDEL', KEYS[9], '') end
 end
+
+-- Whether the jobs are new, for the same lane, for now, nobody is known as slow, and their dedup keys, if any, are free.
+-- Then the keys are theirs, and all that follows below comes to adding them one by one.
+local function are_plain()
+  local how = string.sub(common, 2)
+  if common == '' or how ~= '' and (how ~= '|0|+|' or #KEYS ~= FIXED + count) then return false end
+  if has_owners and call('EXISTS', KEYS[12]) == 1 then return false end
+  local seen = {}
+  for i = 1, count do
+    local id, whose = ids[i], has_owners and byte(ARGV[OWNERS + i - 1]) or 45
+    if places[i] or seen[id] or whose ~= 45 or byte(ARGV[FIRST + i * 2 - 1], 3) == 103 then return false end -- {"gt":
+    seen[id] = true
+  end
+  if how == '' then return true end
+  local locks = {'MSETNX'}
+  for i = 1, count do locks[2 * i], locks[2 * i + 1] = KEYS[FIXED + i], ids[i] end
+  return call(unpack(locks)) == 1
+end
+
+local function keep_call(reply)
+  local kept = string.format('%d|%.0f|%d|', number, now + tonumber(ARGV[3]), #ARGV[4]) .. ARGV[4] .. reply
+  call('HSET', KEYS[10], ARGV[1], kept)
+end
+
+if known and count > 0 and are_plain() then
+  local digit = string.sub(common, 1, 1)
+  local lane, at = KEYS[tonumber(digit)], #index
+  for i = 1, count do
+    local id = ids[i]
+    index[at + 1], index[at + 2] = id, digit .. call('XADD', lane, '*', 'j', id, 'd', ARGV[FIRST + i * 2 - 1])
+    at = at + 2
+  end
+  write_index()
+  call('HINCRBY', KEYS[11], 'enqueued', count)
+  keep_call('')
+  return {'OK', now, ''}
+end
+
 if #KEYS > FIXED then
   holders = call('MGET', unpack(KEYS, FIXED + 1))
   local held = {}
@@ -101,7 +142,7 @@ local means, cut = {}, nil
 local known_slow = call('EXISTS', KEYS[12]) == 1
 local names, owners, is_hinted = {}, {}, false
 for i = 1, count do
-  local whose = ARGV[FIRST + i * WIDTH - 1]
+  local whose = has_owners and ARGV[OWNERS + i - 1] or ''
   if whose ~= '' then
     is_hinted = is_hinted or string.byte(whose) ~= 45
     if known_slow and #whose > 1 then
@@ -117,7 +158,7 @@ if is_hinted then cut = tonumber(call('HGET', KEYS[13], 'cut') or nil) end
 
 -- The digit of a job's lane; of a slow one also why, and what to sort it by.
 local function lane_of(i, digit)
-  local whose = ARGV[FIRST + i * WIDTH - 1]
+  local whose = has_owners and ARGV[OWNERS + i - 1] or ''
   if whose == '' then return digit end
   local base = (digit - 1) % 3 + 1
   if means[i] then return base + 3, 'learned ' .. means[i], means[i] end
@@ -130,7 +171,7 @@ end
 
 -- Decide and write, job by job; what goes into slow lanes is written at the end.
 local outcome, all_new = {}, true
-local seen, index, locks, due, payloads = {}, {'HSET', KEYS[9]}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
+local seen, locks, due, payloads = {}, {'MSET'}, {'ZADD', KEYS[7]}, {'HSET', KEYS[8]}
 local waiting, places_said, flows = {'ZADD', KEYS[14]}, {'HSET', KEYS[15]}, {}
 local kept_at, slots, since, slow, earliest, taken_over, fresh = {}, {}, {}, {}, nil, 0, 0
 
@@ -164,22 +205,41 @@ local function wait_for_turn(id, digit, envelope)
   return 'z=' .. mine
 end
 
--- What a call of this scope comes to, given who holds the key: a result, or nil for a new job, which is put at `place`.
-local function judge(holder, lock, scope, value, at)
+local hows, keys_used = {}, 0
+
+-- How a job goes in: digit, delay, and with a dedup key also its place among them, its scope and the number of that.
+local function how_of(i)
+  local said = common ~= '' and common or ARGV[FIRST + (i - 1) * WIDTH + 1]
+  local how = hows[said]
+  if not how then
+    local digit, delay, place, scope, value = string.match(said, '^(%d)|(@?%d+)|(%+?%d*)|(%a?)(%d*)$')
+    how = {digit = tonumber(digit or said), delay = delay or '0', scope = scope, value = tonumber(value)}
+    if place == '+' then how.is_next = true elseif place ~= '0' then how.lock = tonumber(place) end
+    hows[said] = how
+  end
+  if how.is_next then
+    keys_used = keys_used + 1
+    how.lock = keys_used
+  end
+  return how
+end
+
+-- What a call comes to whose dedup key is held, or that is debounced: a result, or nil for a new job, which is put at `place`.
+local function judge(how, envelope)
+  local holder, scope = holders[how.lock], how.scope
   local token = holder and alive[holder]
   if not token then
-    if holder and call('PTTL', KEYS[lock]) > 0 then return 'd' .. holder end -- a window after its end
+    if holder and call('PTTL', KEYS[FIXED + how.lock]) > 0 then return 'd' .. holder end -- a window after its end
     if holder then taken_over = taken_over + 1 end
     return nil, scope == 'd' and 'z~' or nil
   end
-  local digit, envelope = ARGV[at + 1], ARGV[at + 4]
   if scope == 's' then
     if runs(token) then return nil end
   elseif scope == 'd' then
     if string.sub(token, 1, 2) == 'z>' then return 'd' .. holder end
     if token ~= 'z~' then return nil, 'z~' end
     since[holder] = since[holder] or string.match(call('HGET', KEYS[8], holder), '^%d|(%d+)|')
-    delay_till(holder, math.min(due_at(ARGV[at + 2]), since[holder] + value), digit, envelope)
+    delay_till(holder, math.min(due_at(how.delay), since[holder] + how.value), how.digit, envelope)
     return 'r' .. holder
   elseif scope == 'k' then
     local before = string.match(token, '^z>(.*)$')
@@ -190,7 +250,7 @@ local function judge(holder, lock, scope, value, at)
         index[#index + 1], index[#index + 2] = holder, 'z'
         alive[holder] = 'z'
       end
-      delay_till(holder, lives and KEPT_TILL or now, digit, envelope)
+      delay_till(holder, lives and KEPT_TILL or now, how.digit, envelope)
       return 'r' .. holder
     end
     if token == 'z' or runs(token) then return nil, 'z>' .. holder end
@@ -199,45 +259,36 @@ local function judge(holder, lock, scope, value, at)
 end
 
 for i = 1, count do
-  local at = FIRST + (i - 1) * WIDTH
-  local id, delay, lock, place = ARGV[at], ARGV[at + 2], ARGV[at + 3], nil
-  local scope, value
+  local id, envelope, how = ids[i], ARGV[FIRST + i * WIDTH - 1], how_of(i)
+  local lock, scope, place = how.lock, how.lock and how.scope, nil
   if places[i] or seen[id] then
     outcome[i] = 'p'
-  elseif lock ~= '0' then
-    local plain = tonumber(lock)
-    if plain then
-      lock, scope = plain, ''
-    else
-      lock, scope, value = string.match(lock, '^(%d+)(%a)(%d*)$')
-      lock, value = tonumber(lock), tonumber(value)
-    end
-    local holder = holders[lock - FIXED]
-    if holder or scope == 'd' then outcome[i], place = judge(holder, lock, scope, value, at) end
+  elseif lock and (holders[lock] or scope == 'd') then
+    outcome[i], place = judge(how, envelope)
   end
   if outcome[i] then
     all_new = false
   else
     outcome[i], seen[id], fresh = 'n', true, fresh + 1
-    local digit, why, cost = lane_of(i, tonumber(ARGV[at + 1]))
-    if not place and delay ~= '0' then place = 'z' end
+    local digit, why, cost = lane_of(i, how.digit)
+    if not place and how.delay ~= '0' then place = 'z' end
     if place then
       since[id] = now
-      delay_till(id, string.sub(place, 2, 2) == '>' and KEPT_TILL or due_at(delay), digit, ARGV[at + 4])
-    elseif string.sub(ARGV[at + 4], 1, 8) == '{"gt":"f' then
-      place = wait_for_turn(id, digit, ARGV[at + 4])
+      delay_till(id, string.sub(place, 2, 2) == '>' and KEPT_TILL or due_at(how.delay), digit, envelope)
+    elseif string.sub(envelope, 1, 8) == '{"gt":"f' then
+      place = wait_for_turn(id, digit, envelope)
     elseif why then
-      slow[#slow + 1] = {cost, i, digit, id, ARGV[at + 4], why}
+      slow[#slow + 1] = {cost, i, digit, id, envelope, why}
       place = digit .. '?' -- known at the end
     else
-      place = digit .. call('XADD', KEYS[digit], '*', 'j', id, 'd', ARGV[at + 4])
+      place = digit .. call('XADD', KEYS[digit], '*', 'j', id, 'd', envelope)
     end
     if scope == 't' or scope == 'p' then
-      call('SET', KEYS[lock], id, 'PX', scope == 't' and value or value - now % value)
+      call('SET', KEYS[FIXED + lock], id, 'PX', scope == 't' and how.value or how.value - now % how.value)
     elseif scope then
-      locks[#locks + 1], locks[#locks + 2] = KEYS[lock], id
+      locks[#locks + 1], locks[#locks + 2] = KEYS[FIXED + lock], id
     end
-    if scope then holders[lock - FIXED], alive[id] = id, place end
+    if scope then holders[lock], alive[id] = id, place end
     index[#index + 1], index[#index + 2] = id, place
   end
 end
@@ -249,7 +300,7 @@ for _, job in ipairs(slow) do
 end
 if taken_over > 0 then call('HINCRBY', KEYS[11], 'dedup_taken_over', taken_over) end
 if fresh > 0 then call('HINCRBY', KEYS[11], 'enqueued', fresh) end
-if #index > 2 then call(unpack(index)) end
+write_index()
 if #locks > 1 then call(unpack(locks)) end
 if #payloads > 2 then call(unpack(payloads)) end
 if #waiting > 2 then
@@ -272,8 +323,7 @@ if #due > 2 then
   if not next_due or earliest < tonumber(next_due) then call('XADD', KEYS[1], '*', 'w', '1') end
 end
 local reply = all_new and '' or table.concat(outcome, '\n')
-local keep_until = now + tonumber(ARGV[3])
-call('HSET', KEYS[10], ARGV[1], string.format('%d|%.0f|%d|', number, keep_until, #ARGV[4]) .. ARGV[4] .. reply)
+keep_call(reply)
 
 -- Each new producer forgets a few that have not been seen for long.
 if not known then

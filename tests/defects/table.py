@@ -128,6 +128,16 @@ DEFECTS = (
         "scripts/test_add.py",
     ),
     Defect(
+        "a known id is added again among plain jobs", "scripts/add.lua",
+        "    if places[i] or seen[id] or whose", "    if whose",
+        "scripts/test_add.py",
+    ),
+    Defect(
+        "a known id is added again on the short way", "scripts/append.lua",
+        "call('HEXISTS', KEYS[2], ARGV[5]) == 1", "false",
+        "scripts/test_append.py",
+    ),
+    Defect(
         "the partition may hold one more than it may", "scripts/add.lua",
         "  if depth + count > most then", "  if depth + count > most + 1 then",
         "scripts/test_add.py",

@@ -46,7 +46,7 @@ async def test_a_call_may_have_a_full_batch_and_no_more(board):
     await board.add(*(f"j{number}" for number in range(BATCH)))
     assert await board.redis.hlen(board.keys.index) == BATCH
     before = await board.snapshot()
-    with pytest.raises(ServerRefused, match="add: 780 arguments are not 0 to 128 jobs"):
+    with pytest.raises(ServerRefused, match="add: 266 arguments are not 129 jobs of 128 at most"):
         await board.add(*(f"k{number}" for number in range(BATCH + 1)))
     assert await board.snapshot() == before
 
@@ -54,8 +54,8 @@ async def test_a_call_may_have_a_full_batch_and_no_more(board):
 async def test_arguments_that_are_no_whole_jobs_are_refused_before_anything_is_written(board):
     """Redis rolls nothing back."""
     keys = [*board.keys.lanes, board.keys.delayed, board.keys.payload, board.keys.index, board.keys.producers, "c"]
-    with pytest.raises(redis.exceptions.ResponseError, match="add: 8 arguments are not"):
-        await board.run("add", keys, "p", 1, 1000, "", 0, "0", "id", 2)
+    with pytest.raises(redis.exceptions.ResponseError, match="add: 10 arguments are not 2 jobs"):
+        await board.run("add", keys, "p", 1, 1000, "", 0, "0", 2, "2", "id", "{}")
     assert await board.snapshot() == {}
 
 
@@ -116,6 +116,50 @@ async def test_within_its_window_a_dedup_key_is_held_by_a_job_that_has_ended(boa
     assert (await board.add("b", dedup="k")).results == ["da"]
     await board.redis.delete(board.keys.dedup("k"))
     assert (await board.add("b", dedup="k")).results == "n"
+
+
+async def test_plain_jobs_with_free_dedup_keys_take_them_together(board):
+    """One command asks for all of them; nothing is taken when one is held."""
+    await board.partition.add("p", 1, [])
+    jobs = [NewJob(name, 2, b"{}", dedup=name) for name in ("a", "b", "c")]
+    assert (await board.partition.add("p", 2, jobs[:2])).results == "nn"
+    again = [NewJob("d", 2, b"{}", dedup="d"), NewJob("e", 2, b"{}", dedup="a"), NewJob("f", 2, b"{}", dedup="d")]
+    assert (await board.partition.add("p", 3, [*again, jobs[2]])).results == ["n", "da", "dd", "n"]
+    assert await board.lane() == ["a", "b", "d", "c"]
+    holders = {key: await board.redis.get(board.keys.dedup(key)) for key in "abcd"}
+    assert holders == {"a": "a", "b": "b", "c": "c", "d": "d"}
+    assert await board.redis.hget(board.keys.counts, "enqueued") == "4"
+
+
+async def test_jobs_that_go_different_ways_share_a_call(board):
+    """Each says its own way then."""
+    await board.partition.add("p", 1, [])
+    jobs = [
+        NewJob("a", 1, b"a"), NewJob("b", 3, b"b", dedup="k"), NewJob("c", 2, b"c", 60_000), NewJob("d", 2, b"d", dedup="l"),
+        NewJob("e", 2, b"e", dedup="k"), NewJob("f", 2, b"f", dedup="l", scope="s"),
+    ]  # fmt: skip
+    assert (await board.partition.add("p", 2, jobs)).results == ["n", "n", "n", "n", "db", "dd"]
+    assert [await board.lane(lane) for lane in LANES[:3]] == [["a"], ["d"], ["b"]]
+    assert await board.token("c") == "z"
+
+
+async def test_the_same_id_twice_among_plain_jobs_is_one_job(board):
+    """Also where a call takes the short way."""
+    await board.partition.add("p", 1, [])
+    jobs = [NewJob("a", 2, b"{}"), NewJob("b", 2, b"{}"), NewJob("a", 2, b"{}")]
+    assert (await board.partition.add("p", 2, jobs)).results == ["n", "n", "p"]
+    assert await board.lane() == ["a", "b"]
+
+
+@pytest.mark.parametrize("first_call", [1, 2])
+async def test_the_index_of_a_small_queue_is_a_table_and_holds_jobs_alone(board, first_call):
+    """As a list, which small hashes are, it would be searched from end to end for each job; its length is the depth."""
+    jobs = [NewJob(f"j{number}", 2, b"{}") for number in range(16)]
+    if first_call > 1:
+        await board.partition.add("p", 1, [])
+    await board.partition.add("p", first_call, jobs)
+    assert await board.redis.object("encoding", board.keys.index) == "hashtable"
+    assert sorted(await board.redis.hkeys(board.keys.index)) == sorted(job.id for job in jobs)
 
 
 async def test_a_job_that_is_already_there_does_not_take_a_dedup_key(board):
@@ -203,49 +247,6 @@ async def test_an_older_call_than_the_last_adds_nothing(board):
         await board.partition.add("p", 4, [NewJob("a", 2, b"{}")])
     assert repeated.value.last == 5
     assert await board.token("a") is None
-
-
-async def test_a_single_plain_job_leaves_what_it_would_leave_among_others(board):
-    """It takes a short way through the script, from the second call of a producer on."""
-    await board.add("first")
-    await board.add("short")
-    short = (await board.redis.hget(board.keys.producers, "producer")).split("|")
-    await board.add("among", "others")
-    among = (await board.redis.hget(board.keys.producers, "producer")).split("|")
-    assert (short[0], short[2:]) == ("2", ["0", ""])
-    assert (among[0], among[2:]) == ("3", ["0", ""])
-    assert 0 <= int(among[1]) - int(short[1]) < 5_000
-    entries = await board.redis.xrange(board.keys.lanes[1])
-    assert [fields for _, fields in entries] == [
-        {"j": name, "d": f"<{name}>"} for name in ("first", "short", "among", "others")
-    ]
-    assert await board.token("short") == f"2{entries[1][0]}"
-    assert await board.redis.hget(board.keys.counts, "enqueued") == "4"
-
-
-async def test_a_single_plain_job_that_is_sent_again_is_one_job(board):
-    """By its number, also when it has ended; and by its id, while it lives."""
-    await board.join("w1")
-    jobs = [NewJob("a", 2, b"{}")]
-    await board.partition.add("p", 1, [])
-    await board.partition.add("p", 2, jobs)
-    assert (await board.partition.add("p", 3, jobs)).results == ["p"]
-    await board.partition.add("p", 4, [NewJob("b", 2, b"{}")])
-    for delivery in await board.read("w1", 2):
-        await board.settle("w1", delivery)
-    with pytest.raises(CallRepeated) as repeated:
-        await board.partition.add("p", 4, [NewJob("b", 2, b"{}")])
-    assert (repeated.value.last, repeated.value.cursor, repeated.value.results) == (4, "", "")
-    assert await board.lane() == []
-
-
-async def test_a_single_job_is_found_slow_as_soon_as_somebody_is(board):
-    """Only while nobody is known as slow need nobody be asked for."""
-    await board.partition.add("p", 1, [])
-    await board.partition.add("p", 2, [NewJob("a", 2, b"x", whose="-h|ada")])
-    await board.redis.hset(board.keys.cost, "h|ada", "812|1")
-    await board.partition.add("p", 3, [NewJob("b", 2, b"x", whose="-h|ada")])
-    assert [await board.lane(lane) for lane in ("normal", "normal.slow")] == [["a"], ["b"]]
 
 
 async def test_numbers_of_one_producer_say_nothing_about_another(board):

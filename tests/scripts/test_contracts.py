@@ -35,6 +35,7 @@ REPORT = Report(
 
 CALLS = {
     "add": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", 0, "k"), NewJob("b", 2, b"{}", 0, "l")]),
+    "append": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", whose="-h|ada")]),
     "beat": lambda p: p.beat(["w1", "w2"]),
     "block": lambda p: Orders(p.wire, p.keys).block(handler="h", reason="", by="me"),
     "bury": lambda p: p.bury(["w1", "w2"]),
@@ -159,7 +160,7 @@ def test_a_script_states_its_contract_on_top(name):
 def test_only_scripts_that_make_something_new_are_refused_when_memory_is_full(name):
     """A worker must be able to settle and leave; a producer must be told."""
     flags = load(name).source.splitlines()[0]
-    assert ("allow-oom" in flags) == (name not in {"add", "lead", "learn", "replay"})
+    assert ("allow-oom" in flags) == (name not in {"add", "append", "lead", "learn", "replay"})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
