@@ -148,6 +148,7 @@ class Delivery:
         "delivery",
         "digit",
         "enqueued_ms",
+        "entered_ms",
         "envelope",
         "id",
         "notes",
@@ -163,6 +164,8 @@ class Delivery:
         self.id = job_id
         self.raw = raw
         self.enqueued_ms = enqueued_ms
+        self.entered_ms = enqueued_ms
+        """When it came into its lane: later than it was enqueued if it had to wait for a time or for a gate first."""
         self.taken_at = taken_at
         """When it came into this process, on the event loop's clock, in seconds."""
         self.delivery = 1

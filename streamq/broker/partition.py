@@ -490,10 +490,12 @@ def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delive
 
 
 def _delivery(digit: int, entry: bytes, token: bytes, fields: list[bytes], now: float) -> Delivery:
-    more = dict(zip(fields[4::2], fields[5::2], strict=True)) if len(fields) > 4 else {}
-    delivery = Delivery(digit, token, fields[1], fields[3], int(more.get(b"q") or entry[: entry.index(b"-")]), now)
-    if b"c" in more:
-        delivery.why = more[b"c"].decode()
+    entered_ms = int(entry[: entry.index(b"-")])
+    delivery = Delivery(digit, token, fields[1], fields[3], entered_ms, now)
+    if len(fields) > 4:
+        more = dict(zip(fields[4::2], fields[5::2], strict=True))
+        delivery.enqueued_ms = int(more.get(b"q", entered_ms))
+        delivery.why = more.get(b"c", b"").decode()
     return delivery
 
 

@@ -83,8 +83,9 @@ class Calls:
             raise
 
 
-async def _on_loop(job: RunningJob) -> Any:
-    return await job.spec.function(*job.envelope.args, **job.kwargs)
+def _on_loop(job: RunningJob) -> Awaitable[Any]:
+    coroutine: Awaitable[Any] = job.spec.function(*job.envelope.args, **job.kwargs)
+    return coroutine
 
 
 def _with_dependencies(call: Caller, spec: HandlerSpec, registry: Registry) -> Caller:

@@ -138,8 +138,9 @@ class Pump:
 
     def finish(self, item: Settled) -> None:
         """Take a settled job for the next report."""
+        if not self.finished:  # else it is awake
+            self._wake.set()
         self.finished.append(item)
-        self._wake.set()
 
     # The life of a pump.
 

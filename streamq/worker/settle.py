@@ -140,10 +140,12 @@ def encoded_result(result: Any) -> tuple[bytes, str]:
 
 
 def _released_dedup(settled: Settled, envelope: Envelope | None) -> Settled:
-    if envelope is not None:
+    if envelope is None:
+        return settled
+    settled.keep_ms = envelope.keep_result_ms
+    if envelope.dedup is not None:
         settled.dedup = envelope.dedup
         settled.dedup_window_ms = envelope.dedup_window_ms if envelope.dedup_scope not in _KEPT_BY_TIME else -1
-        settled.keep_ms = envelope.keep_result_ms
     return settled
 
 

@@ -11,7 +11,7 @@ import contextvars
 import logging
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from streamq import lanes
 from streamq.codec import decode_envelope
@@ -53,6 +53,7 @@ _ANOTHERS = "the job belongs to another worker now"
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES, _ALL_LANES = 3, 6
+_KINDS: dict[type[object], str] = {outcome: outcome.__name__.lower() for outcome in get_args(Outcome)}
 _ALIKE = [(digit, 128, 0) for digit in (1, 4, 2, 5, 3, 6)]
 """How lanes are read when cost does not matter."""
 _UNHURRIED_EVERY = 8
@@ -273,7 +274,7 @@ class Slots:
     async def _slot(self) -> None:
         """Run jobs while there are any."""
         self._starting -= 1
-        here = Place(self._told, self._lost)
+        here, task = Place(self._told, self._lost), asyncio.current_task()
         place.set(here)
         clean = contextvars.copy_context()
         try:
@@ -281,10 +282,18 @@ class Slots:
                 delivery, pump = found
                 if pump.buffer and not self._starting and self._may_start() and not self._alone:
                     self._start_slot()
-                outcome, job = await self._run_one(delivery, pump, here)
-                self._end(delivery, pump, outcome, job)
+                job = self._begin(delivery, pump, here)
+                if not isinstance(job, RunningJob):
+                    self._turn_away(delivery, pump, job)
+                    continue
+                job.task = task
+                try:
+                    outcome = await run(job)
+                finally:
+                    self._leave(job, pump, here)
+                self._end(job, pump, outcome)
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
-                if job is not None and (job.stop or contextvars.copy_context() != clean):
+                if job.stop or contextvars.copy_context() != clean:
                     self._capacity -= job.is_stuck
                     self._lost.discard(delivery.token)
                     break
@@ -299,15 +308,17 @@ class Slots:
         return self._active < self._capacity or self._active < self._capacity + self._lent()
 
     def _next(self) -> tuple[Delivery, Pump] | None:
+        """Take what is next, from each pump in turn."""
         pumps = self.pumps
-        for offset in range(len(pumps)):
-            pump = pumps[(self._turn + offset) % len(pumps)]
+        for _ in pumps:
+            self._turn += 1
+            pump = pumps[self._turn % len(pumps)]
             if pump.buffer:
-                self._turn += offset + 1
                 return pump.buffer.popleft(), pump
         return None
 
-    async def _run_one(self, delivery: Delivery, pump: Pump, here: Place) -> tuple[Outcome, RunningJob | None]:
+    def _begin(self, delivery: Delivery, pump: Pump, here: Place) -> RunningJob | Outcome:
+        """Make ready what is to run in this place, or tell what becomes of a job that must not be run here and now."""
         now = self._loop.time()
         now_ms = pump.clock.at(now)
         try:
@@ -321,21 +332,20 @@ class Slots:
         if spec is not None and spec.gates is not None and refusal is None:
             refusal = limited(delivery, spec)
         if refusal is not None or envelope is None or spec is None or call is None:
-            return refusal or Parked("?"), None
+            return refusal or Parked("?")
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
-        job.task = asyncio.current_task()
         here.delivery, here.max_attempts = delivery, job.max_attempts
         self.running[delivery.id] = (job, pump)
-        try:
-            return await run(job), job
-        finally:
-            here.delivery = None
-            self.running.pop(delivery.id, None)
-            self._measure(job, pump, self._loop.time())
+        return job
 
-    def _measure(self, job: RunningJob, pump: Pump, now: float) -> None:
-        """Learn how long fast jobs take and how many end a second; that decides how many to read ahead."""
-        job.ended_at = now
+    def _leave(self, job: RunningJob, pump: Pump, here: Place) -> None:
+        """Make the place free for the next job.
+
+        What is seen here, how long fast jobs take and how many end a second, decides how many to read ahead.
+        """
+        here.delivery = None
+        self.running.pop(job.delivery.id, None)
+        job.ended_at = now = self._loop.time()
         run_s = now - job.begun_at
         if job.delivery.digit > _FAST_LANES or run_s >= pump.costs.limit_s:
             return
@@ -362,40 +372,42 @@ class Slots:
 
     # Ending.
 
-    def _end(self, delivery: Delivery, pump: Pump, outcome: Outcome, job: RunningJob | None) -> None:
-        finished_ms = pump.clock.at(job.ended_at if job is not None else self._loop.time())
-        begun_ms = job.begun_ms if job is not None else finished_ms
-        if job is not None and pump.costs.is_on:
-            self._learn(job, pump, outcome)
-        item = settle(delivery, outcome, begun_ms, finished_ms)
+    def _end(self, job: RunningJob, pump: Pump, outcome: Outcome) -> None:
+        """Settle a job that has run, and count it. It waited from when it came into its lane."""
+        delivery, run_s = job.delivery, job.ended_at - job.begun_at
+        if pump.costs.is_on:
+            self._learn(job, pump, outcome, run_s)
+        kind = self._settle(delivery, pump, outcome, (job.begun_ms, pump.clock.at(job.ended_at)))
+        pump.meter.run(job.spec.name, kind, run_s, (job.begun_ms - delivery.entered_ms) / 1000)
+
+    def _turn_away(self, delivery: Delivery, pump: Pump, outcome: Outcome) -> None:
+        """Settle a job that was not run."""
+        now_ms = pump.clock.at(self._loop.time())
+        kind = self._settle(delivery, pump, outcome, (now_ms, now_ms))
+        if kind in ("dead", "expired"):
+            pump.meter.end(self._known_name(delivery), kind)
+
+    def _settle(self, delivery: Delivery, pump: Pump, outcome: Outcome, times_ms: tuple[int, int]) -> str:
+        item = settle(delivery, outcome, *times_ms)
         if item is not None:
             pump.finish(item)
         elif isinstance(outcome, Dropped):
             pump.left_a_stray()
         if delivery.notes is not None:
             self.notebook.tear_out(delivery, pump)
-        kind = type(outcome).__name__.lower()
+        kind = _KINDS[type(outcome)]
         self.counters[kind] += 1
-        self._meter(delivery, pump, kind, job)
         if kind != "completed":
             self._tell(delivery, outcome, kind)
+        return kind
 
     @staticmethod
-    def _learn(job: RunningJob, pump: Pump, outcome: Outcome) -> None:
-        run_s, costs, delivery = job.ended_at - job.begun_at, pump.costs, job.delivery
-        if run_s >= costs.limit_s and delivery.digit <= _FAST_LANES:
-            delivery.why = f"overran {run_s * 1000:.0f}"
-        if job.envelope.key is not None or job.envelope.cost is not None:
-            costs.note(delivery, run_s, is_done=isinstance(outcome, Completed))
-
-    def _meter(self, delivery: Delivery, pump: Pump, kind: str, job: RunningJob | None) -> None:
-        """Count for metrics. A job waits from when it comes into its lane, which is the time in its entry's id."""
-        if job is not None:
-            token = delivery.token
-            waited_ms = job.begun_ms - int(token[1 : token.index(b"-")])
-            pump.meter.run(job.spec.name, kind, job.ended_at - job.begun_at, waited_ms / 1000)
-        elif kind in ("dead", "expired"):
-            pump.meter.end(self._known_name(delivery), kind)
+    def _learn(job: RunningJob, pump: Pump, outcome: Outcome, run_s: float) -> None:
+        costs, envelope = pump.costs, job.envelope
+        if run_s >= costs.limit_s and job.delivery.digit <= _FAST_LANES:
+            job.delivery.why = f"overran {run_s * 1000:.0f}"
+        if envelope.key is not None or envelope.cost is not None:
+            costs.note(job.delivery, run_s, is_done=isinstance(outcome, Completed))
 
     def _known_name(self, delivery: Delivery) -> str:
         """Return the handler of a job that did not run; a name that nobody here knows is no label."""
@@ -549,7 +561,7 @@ class Slots:
         stuck = [(job, pump) for job, pump in self.running.values() if job.stop is not None]
         for job, pump in stuck:
             job.ended_at = self._loop.time()
-            self._end(job.delivery, pump, interrupted(job), job)
+            self._end(job, pump, interrupted(job))
             self.running.pop(job.delivery.id, None)
         return len(stuck)
 
