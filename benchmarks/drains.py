@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.processes import Child
 from benchmarks.servers import RedisServer, ServerFigures
 from benchmarks.tally import Tallies
+from benchmarks.waits import hold, wait_for_readers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,8 @@ class Drained:
     redis_cpu_s: float
     round_trips: int
     commands: int
+    queued_s: float = 0.0
+    """How long the workers and the server together were ready to run and had no core."""
 
     @property
     def per_second(self) -> float:
@@ -57,6 +61,7 @@ class _Sample:
     jobs: int
     worker_cpu_s: tuple[float, ...]
     redis_cpu_s: float
+    queued_s: float
     figures: ServerFigures
 
 
@@ -67,13 +72,36 @@ def tallied() -> Iterator[Tallies]:
         yield Tallies(Path(folder))
 
 
-def drain(server: RedisServer, starts: Sequence[Start], total: int, *, limit_s: float = 120) -> Drained:
+def drain(
+    server: RedisServer,
+    starts: Sequence[Start],
+    total: int,
+    *,
+    fill: Callable[[], object] | None = None,
+    limit_s: float = 120,
+) -> Drained:
     """Start the processes on a server that holds `total` jobs, and measure the middle: from 10 % to 97 % done.
 
-    Start and end of the processes, warm-up, and the tail when one of them has run dry are left out.
+    Start and end of the processes, warm-up, and the tail when one of them has run dry are left out. That holds for one
+    process. Of several, the first to be up may have done a good part before the next one comes; `fill` avoids it.
+
+    Args:
+        server: What they drain.
+        starts: The processes.
+        total: How many jobs there are.
+        fill: Puts the jobs there while all processes (streamq's, at log level info) are up and hold still; None: they are
+            there already.
+        limit_s: How long it may take.
     """
     with tallied() as tallies, ExitStack() as stack:
         children = [stack.enter_context(start(server, tallies)) for start in starts]
+        if fill is not None:
+            wait_for_readers(server, *children)
+            for child in children:
+                hold(child)
+            fill()
+            for child in children:
+                child.process.send_signal(signal.SIGCONT)
 
         def reached(jobs: int) -> _Sample:
             until = time.monotonic() + limit_s
@@ -88,6 +116,7 @@ def drain(server: RedisServer, starts: Sequence[Start], total: int, *, limit_s: 
                 tallies.total(),
                 tuple(child.cpu.seconds() for child in children),
                 server.cpu.seconds(),
+                sum(clock.queued_seconds() for clock in (server.cpu, *(child.cpu for child in children))),
                 server.figures(),
             )
 
@@ -100,4 +129,5 @@ def drain(server: RedisServer, starts: Sequence[Start], total: int, *, limit_s: 
         redis_cpu_s=last.redis_cpu_s - first.redis_cpu_s,
         round_trips=last.figures.replies - first.figures.replies - 6,
         commands=last.figures.commands - first.figures.commands,
+        queued_s=last.queued_s - first.queued_s,
     )

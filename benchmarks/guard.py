@@ -25,7 +25,7 @@ from benchmarks.drains import tallied
 from benchmarks.harness import Bar, Part, Report, Scale, at_most, run
 from benchmarks.processes import TREE, Child
 from benchmarks.servers import RedisServer, ServerFigures
-from benchmarks.waits import wait_for_readers, wait_until
+from benchmarks.waits import hold, wait_for_readers, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -107,18 +107,13 @@ def _worked(report: Report) -> dict[str, float]:
             wait_for_readers(server, child, limit_s=120)
             _fill(server, 256)
             wait_until(lambda: tallies.total() == 256, "the worker is warm", child, limit_s=60)
-            _quiet(child)
+            hold(child)
             _fill(server, JOBS)
             spent = _measured(
                 server, child, meter,
                 lambda: child.process.send_signal(signal.SIGCONT), lambda: tallies.total() == 256 + JOBS,
             )  # fmt: skip
     return spent
-
-
-def _quiet(child: Child) -> None:
-    child.process.send_signal(signal.SIGTSTP)
-    wait_until(lambda: "worker.quiet" in child.output, "the worker is quiet", child, limit_s=30)
 
 
 def _fill(server: RedisServer, count: int) -> None:

@@ -45,23 +45,30 @@ class CpuClock:
 
     def __init__(self, pid: int) -> None:
         self._tasks = Path(f"/proc/{pid}/task")
+        self._schedstat = self._tasks / str(pid) / "schedstat"
         self._stat = Path(f"/proc/{pid}/stat")
-        self._last = 0.0
+        self._last = self._last_queued = 0.0
 
     def seconds(self) -> float:
         """Return the time used so far; after the end of the process, what was last seen."""
         with contextlib.suppress(OSError):
-            self._last = self._scheduled()
+            self._last = self._scheduled(0)
         return self._last
 
-    def _scheduled(self) -> float:
-        if not (self._tasks / self._tasks.parent.name / "schedstat").exists():
+    def queued_seconds(self) -> float:
+        """Return how long the process was ready to run and had no core; 0 where the kernel does not tell."""
+        with contextlib.suppress(OSError):
+            self._last_queued = self._scheduled(1) if self._schedstat.exists() else 0.0
+        return self._last_queued
+
+    def _scheduled(self, field: int) -> float:
+        if not self._schedstat.exists():
             fields = self._stat.read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) * _TICK_S
         total = 0
         for task in os.listdir(self._tasks):  # noqa: PTH208 - names are all that is wanted, a thousand times a second
             with contextlib.suppress(OSError):
-                total += int((self._tasks / task / "schedstat").read_bytes().split()[0])
+                total += int((self._tasks / task / "schedstat").read_bytes().split()[field])
         return total / 1e9
 
 

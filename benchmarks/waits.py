@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from benchmarks.servers import RedisServer
     from benchmarks.tally import Tallies
 
-__all__ = ["wait_for_readers", "wait_for_values", "wait_until"]
+__all__ = ["hold", "wait_for_readers", "wait_for_values", "wait_until"]
 
 
 def wait_until(is_true: Callable[[], bool], what: str, *children: Child, limit_s: float = 30) -> None:
@@ -41,6 +42,12 @@ def wait_for_readers(server: RedisServer, *children: Child, limit_s: float = 20)
             *children,
             limit_s=limit_s,
         )
+
+
+def hold(worker: Child) -> None:
+    """Have a worker of streamq, whose log level is info, start nothing until it gets SIGCONT."""
+    worker.process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: "worker.quiet" in worker.output, "the worker is quiet", worker)
 
 
 def wait_for_values(tallies: Tallies, count: int, *children: Child) -> list[int]:

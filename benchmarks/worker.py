@@ -54,7 +54,7 @@ def parts(scale: Scale) -> list[Part]:
         ),
         Part(
             ["two_process_ratio"],
-            partial(_two_processes, rounds=scale.pick(5, 3), total=scale.pick(100_000, 20_000)),
+            partial(_two_processes, rounds=scale.pick(5, 3), total=scale.pick(100_000, 40_000)),
             quick_s=14,
         ),
     ]
@@ -184,8 +184,8 @@ def _two_processes(report: Report, *, rounds: int, total: int) -> None:
         for number in report.rounds(rounds):
             for processes in (1, 2) if number % 2 else (2, 1):
                 server.flush()
-                _fill(server, "noop", total)
-                found[processes].append(drain(server, [app.worker(SLOTS)] * processes, total))
+                workers = [app.worker(SLOTS, log_level="info")] * processes
+                found[processes].append(drain(server, workers, total, fill=partial(_fill, server, "noop", total)))
     one, two = ([each.per_second for each in found[processes]] for processes in (1, 2))
     report.add(
         "two_process_ratio", ratios(two, one), "x one process", at_least(1.2),
@@ -193,10 +193,18 @@ def _two_processes(report: Report, *, rounds: int, total: int) -> None:
         detail={
             "one_jobs_per_second": median(one),
             "two_jobs_per_second": median(two),
+            "limit": median([_limit(each) for each in found[1]]),
             **_split("one", found[1]),
             **_split("two", found[2]),
         },
     )  # fmt: skip
+
+
+def _limit(one: Drained) -> float:
+    """Return the most that more processes could add: all cores are busy, or the server, which has one thread, is."""
+    cores = os.cpu_count() or 1
+    job_us = one.worker_us + one.redis_us
+    return min(cores / job_us, 1 / one.redis_us) * 1e6 / one.per_second
 
 
 def _split(name: str, drains: Sequence[Drained]) -> dict[str, float]:
@@ -204,6 +212,7 @@ def _split(name: str, drains: Sequence[Drained]) -> dict[str, float]:
     return {
         f"{name}_worker_cores": median([sum(each.worker_cpu_s) / each.seconds for each in drains]),
         f"{name}_redis_cores": median([each.redis_cpu_s / each.seconds for each in drains]),
+        f"{name}_waiting_for_a_core": median([each.queued_s / each.seconds for each in drains]),
     }
 
 
