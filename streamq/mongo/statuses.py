@@ -151,7 +151,10 @@ class Statuses:
         with self._mongo.translated(), self._mongo.patience(limit_s):
             cursor = self._jobs.find(query, dict.fromkeys(without, 0) or None, limit=limit)
             found = await (cursor.sort(list(sort)) if sort else cursor).to_list()
-        return [plain(document) for document in found]
+        for document in found:  # all else in it is ours, and walking through it costs a third of a list
+            if "result" in document:
+                document["result"] = plain(document["result"])
+        return found
 
     async def live(
         self, queue: str, state: str, *, after: tuple[datetime, str] | None, before: datetime, limit: int

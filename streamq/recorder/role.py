@@ -424,7 +424,7 @@ def _next_count(entries: list[OutboxEntry]) -> int:
     """Tell how many entries to read next time, going by the size of these."""
     records = max(1, sum(len(entry.records) for entry in entries)) / len(entries)
     size = max(1, sum(entry.size for entry in entries)) / len(entries)
-    return int(max(1, min(1_000, READ_RECORDS / records, READ_BYTES / size)))
+    return int(max(1, min(READ_RECORDS / records, READ_BYTES / size)))
 
 
 def _backoff_s(failures: int) -> float:
