@@ -33,6 +33,8 @@ _HINT_OFFSET = 20
 
 BLOCKED_FROM = 1 << 48
 """Due times from here on, behind the year 9999, mean a block, see cycle.lua."""
+_BLOCK_STEP = 1 << 42
+_BLOCKS_MAX = 128
 _BLOCKS = ("h:", "k:")
 
 
@@ -343,6 +345,32 @@ class Inspection:
         payloads = await self._wire.call("HMGET", self.keys.payload, *rows[::2])
         found = zip(rows[::2], rows[1::2], payloads, strict=True)
         return [_delayed(job_id, due, payload) for job_id, due, payload in found if payload]
+
+    async def blocked(self, limit: int) -> list[str]:
+        """List the ids of jobs that wait for the end of a block, the newest first. One round trip."""
+        starts = [BLOCKED_FROM + number * _BLOCK_STEP for number in range(1, _BLOCKS_MAX + 1)]
+        commands = [
+            (
+                "ZRANGE",
+                self.keys.delayed,
+                f"({start + _BLOCK_STEP}",
+                start,
+                "BYSCORE",
+                "REV",
+                "LIMIT",
+                0,
+                limit,
+                "WITHSCORES",
+            )
+            for start in starts
+        ]
+        replies = await self._wire.pipeline(commands)
+        found = [
+            (float(reply[at + 1]) - start, _text(reply[at]))
+            for start, reply in zip(starts, replies, strict=True)
+            for at in range(0, len(reply), 2)
+        ]
+        return [job_id for _, job_id in sorted(found, reverse=True)[:limit]]
 
     async def costs(self, limit: int) -> Costs:
         """Tell what is known of run times, with so many of the slowest users. A round trip for each 1000 slow ones."""

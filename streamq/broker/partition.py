@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from streamq.broker.wire import Fault, ServerRefused, Wire
+from streamq.broker.wire import Fault, ServerRefused, Wire, Words, packed
 from streamq.codec import GATED
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
@@ -20,7 +20,18 @@ from streamq.scripts import load
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["BATCH", "Added", "CallRepeated", "CycleReply", "NewJob", "Partition", "Read", "Report", "Unregistered"]
+__all__ = [
+    "BATCH",
+    "Added",
+    "CallRepeated",
+    "CycleReply",
+    "NewJob",
+    "Parcel",
+    "Partition",
+    "Read",
+    "Report",
+    "Unregistered",
+]
 
 BATCH = 128
 """The most rows of a section in one script call; it bounds how long Redis is busy with one."""
@@ -69,6 +80,15 @@ class NewJob(msgspec.Struct):
     """When it is due, server time; instead of `delay_ms`."""
     whose: str = ""
     """The bin of its cost hint as a character (`-`: none) and its field in the table of costs; empty: neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Jobs of one call, packed while the call before it is under way."""
+
+    number: int
+    keys: Words
+    rows: Words
 
 
 @dataclass(slots=True)
@@ -159,7 +179,7 @@ class Partition:
         self,
         producer: str,
         number: int,
-        jobs: Sequence[NewJob],
+        jobs: Sequence[NewJob] | Parcel,
         *,
         cursor: str = "",
         keep_ms: int = _PRODUCER_KEPT_MS,
@@ -171,7 +191,7 @@ class Partition:
         Args:
             producer: Who calls; its calls are numbered, and a number is accepted once.
             number: From 1, rising. After `BrokerUnavailable`, repeat the call with the same number.
-            jobs: At most `BATCH`.
+            jobs: At most `BATCH`, or as `pack` gave them.
             cursor: Stored with the call, and returned when it is repeated.
             keep_ms: For how long the producer's number is remembered.
             max_depth: The most jobs that the partition may hold; 0: any number.
@@ -182,25 +202,39 @@ class Partition:
             QueueFull: `max_depth` would be passed, or Redis is out of memory. Nothing was added.
             BrokerUnavailable: Unknown whether it was added.
         """
+        head: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0"]
+        if isinstance(jobs, Parcel):
+            reply = await self._wire.packed_script(self._add, jobs.keys, packed(head), jobs.rows)
+            return self._added(reply, jobs.number, max_depth)
         if len(jobs) == 1 and _is_plain(jobs[0]) and not (cursor or max_depth or in_order):
             server_ms = await self._append_one(producer, number, jobs[0], keep_ms)
             if server_ms:
                 return Added("n", server_ms)
+        keys, rows = self._rows(jobs)
+        reply = await self._wire.script(self._add, keys, head + rows)
+        return self._added(reply, len(jobs), max_depth)
+
+    def pack(self, jobs: Sequence[NewJob]) -> Parcel:
+        """Make jobs ready for a later `add`, so that only little is left to be done then."""
+        keys, rows = self._rows(jobs)
+        return Parcel(len(jobs), packed(keys), packed(rows))
+
+    def _rows(self, jobs: Sequence[NewJob]) -> tuple[list[str], list[Arg]]:
+        """Write what `add` is told of the jobs, and all keys that it needs for that."""
         dedups, ways = _ways(jobs)
         keys = [*self._add_keys, *[self._dedup_prefix + dedup for dedup in dedups]]
         common = ways[0] if ways and ways.count(ways[0]) == len(ways) else ""
-        args: list[Arg] = [producer, number, keep_ms, cursor, max_depth, "1" if in_order else "0", len(jobs), common]
+        rows: list[Arg] = [len(jobs), common]
         if common:
             for job in jobs:
-                args += (job.id, job.envelope)
+                rows += (job.id, job.envelope)
         else:
             for job, way in zip(jobs, ways, strict=True):
-                args += (job.id, way, job.envelope)
+                rows += (job.id, way, job.envelope)
         whose = [job.whose for job in jobs]
         if any(whose):
-            args += whose
-        reply = await self._wire.script(self._add, keys, args)
-        return self._added(reply, len(jobs), max_depth)
+            rows += whose
+        return keys, rows
 
     async def _append_one(self, producer: str, number: int, job: NewJob, keep_ms: int) -> int:
         """Put a single plain job into its lane. Returns the server's ms; 0: it is none, and nothing was added."""

@@ -30,9 +30,25 @@ if TYPE_CHECKING:
 
     from streamq.scripts import Script
 
-__all__ = ["REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "fault_of", "forget_sockets", "make_pool"]
+__all__ = [
+    "REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "Words", "fault_of", "forget_sockets", "make_pool",
+    "packed",
+]  # fmt: skip
 
 Arg = str | bytes | int | float
+
+
+class Words(NamedTuple):
+    """Some words of a command, as they go over the wire."""
+
+    number: int
+    raw: bytes
+
+
+def packed(words: Sequence[Arg]) -> Words:
+    """Write words as they go over the wire, before it is known what stands around them."""
+    raw = hiredis.pack_command(tuple(words))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return Words(len(words), raw[raw.index(b"\n") + 1 :])
 
 
 class Fault(StrEnum):
@@ -255,6 +271,15 @@ class Wire:
             raise self._refusal(reply)
         return reply
 
+    async def packed_script(self, script: Script, keys: Words, args: Words, more: Words) -> Any:
+        """Run a script as `script` does, with keys and the last arguments that were packed beforehand."""
+        reply = await self._said(packed(("EVALSHA", script.sha, keys.number)), keys, args, more)
+        if type(reply) is ErrorReply and fault_of(str(reply)) is Fault.RESEND:
+            reply = await self._said(packed(("EVAL", script.source, keys.number)), keys, args, more)
+        if type(reply) is ErrorReply:
+            raise self._refusal(reply)
+        return reply
+
     async def pipeline(self, commands: Sequence[Sequence[Arg]], *, extra_s: float = 0.0) -> list[Any]:
         """Send several commands at once and return their replies in order; see `call`.
 
@@ -283,10 +308,16 @@ class Wire:
             line.close()
 
     async def _exchange(self, command: tuple[Arg, ...], extra_s: float = 0.0) -> Any:
+        return await self._sent(hiredis.pack_command(command), extra_s)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    async def _said(self, *parts: Words) -> Any:
+        return await self._sent(b"*%d\r\n" % sum(part.number for part in parts) + b"".join(part.raw for part in parts))
+
+    async def _sent(self, command: bytes, extra_s: float = 0.0) -> Any:
         line = self._line
         if line is None or not line.is_open:
             line = await self._open()
-        future = line.ask(hiredis.pack_command(command))[0]  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        future = line.ask(command)[0]
         return await self._reply(line, future, self._timeout_s + extra_s)
 
     async def _reply(self, line: _Line, future: asyncio.Future[Any], timeout_s: float) -> Any:

@@ -96,7 +96,7 @@ async def _cancelled(settings: Settings, job_id: str, reason: str) -> Cancelled:
 @setting_options("app", "queues", short=False)
 @output_options
 def list_jobs(settings: Settings, limit: int, out: Output) -> None:
-    """List the newest jobs that wait or run, newest first."""
+    """List the newest jobs that wait, run or are blocked, newest first."""
     out.rows(asyncio.run(_newest(settings, limit)), _COLUMNS, id_of="id")
 
 
@@ -106,8 +106,8 @@ async def _newest(settings: Settings, limit: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     async with redis(settings) as server:
         for queue in server.queues:
-            newest = await queue.view.newest(limit)
-            places = await queue.view.locate_many([entry.job_id for entry in newest])
+            newest = [entry.job_id for entry in await queue.view.newest(limit)]
+            places = await queue.view.locate_many([*newest, *await queue.view.blocked(limit)])
             found += [_described(queue.name, place) for place in places.values()]
     return sorted(found, key=lambda job: job["enqueued_at"], reverse=True)[:limit]
 

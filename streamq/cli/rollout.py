@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["rollback", "rollout"]
 
 OFF_REASON = "background_jobs.enabled is false"
+_SWITCHES = ("background_jobs_enabled", "shadow", "rollout", "jobs_daily_updates")
 _PAGE = 500
 _LOOK_EVERY_S = 0.2
 _UNFINISHED = 75
@@ -46,7 +47,8 @@ def rollout() -> None:
 def show(settings: Settings, out: Output) -> int:
     """Show the phase, and what does not fit together.
 
-    Exit 1 if two systems refresh the same users, or some are refreshed by none.
+    Exit 1 if two systems refresh the same users, or some are refreshed by none. Without a word of any other system, in
+    what is stored or in the settings, there is none: exit 0.
     """
     from streamq.schedules.phase import Phase
 
@@ -54,9 +56,12 @@ def show(settings: Settings, out: Output) -> int:
         async with _flags(settings) as (flags, _):
             return await flags.get()
 
-    phase = Phase.of(settings, asyncio.run(stored()))
-    warnings = list(_warnings(settings, phase))
+    flags = asyncio.run(stored())
+    phase = Phase.of(settings, flags)
+    is_moving = bool(flags) or any(settings.sources.get(name, "default") != "default" for name in _SWITCHES)
+    warnings = list(_warnings(settings, phase)) if is_moving else []
     told = {
+        "moving": is_moving,
         "phase": phase.words,
         "background_jobs.enabled": phase.is_enabled,
         "shadow": phase.is_shadow,
@@ -66,6 +71,8 @@ def show(settings: Settings, out: Output) -> int:
     out.one(told | ({"warnings": warnings} if out.as_json else {}), id_of="phase")
     for warning in warnings if not out.as_json else ():
         out.note(f"warning: {warning}")
+    if not is_moving:
+        out.note("no move from another system is under way: nothing is stored, and no setting speaks of one")
     return 1 if warnings else 0
 
 

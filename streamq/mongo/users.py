@@ -16,7 +16,7 @@ from streamq.errors import BadInput, ConfigurationError
 from streamq.mongo.client import Mongo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["UserPages"]
 
@@ -84,7 +84,7 @@ class UserPages:
                 f"cannot read users by {self._field!r} of {self._collection!r}: {error.details and error.details['errmsg']}",
                 hint=f"it needs an index: db.{self._collection}.createIndex({{{self._field!r}: 1}})",
             ) from error
-        values = [_value(each, self._field) for each in documents]
+        values = _values(documents, self._field)
         ids = [value for value in dict.fromkeys(values) if cursor is None or value != last]
         return ids, json_util.dumps({"v": values[-1]}) if len(values) == limit else None
 
@@ -99,6 +99,12 @@ class UserPages:
         if loop not in self._clients:
             self._clients[loop] = Mongo(*self._where)
         return self._clients[loop]
+
+
+def _values(documents: Sequence[Mapping[str, Any]], path: str) -> list[Any]:
+    if "." not in path:
+        return [document[path] for document in documents]
+    return [_value(document, path) for document in documents]
 
 
 def _value(document: Mapping[str, Any], path: str) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from streamq.broker.fanout import FanOutRecord, FanOuts, FanOutState, decode_state, encode_state
-from streamq.broker.partition import BATCH, CallRepeated, NewJob, Partition
+from streamq.broker.partition import BATCH, CallRepeated, Parcel, Partition
 from streamq.broker.wire import ServerRefused
 from streamq.logs import event
 from streamq.schedules.jobs import JobMaker
@@ -63,8 +63,8 @@ class Desk:
 class _Call:
     """What the next call will say. The counts of its state are filled in when it is made."""
 
-    jobs: list[NewJob]
     after: FanOutState
+    jobs: Parcel | None = None
     done_with: str | None = None
     """Cursor of a stored page that is enqueued whole with this call."""
     is_done_with_page: bool = False
@@ -140,7 +140,7 @@ class FanOut:
             self._adopt_record(await self._record())
             while not self.state.end and (end == "given up" or not self._number):
                 begun_ms = self.state.begun_ms or self._desk.now_ms()
-                await self._send(_Call([], msgspec.structs.replace(self.state, begun_ms=begun_ms, end=end)))
+                await self._send(_Call(msgspec.structs.replace(self.state, begun_ms=begun_ms, end=end)))
         return self.state
 
     async def _begin(self) -> None:
@@ -152,7 +152,7 @@ class FanOut:
         elif record is None:
             self._tell("cron.fired", logging.INFO)
             # That it was begun is stored first: when its very first page fails, it counts as unfinished, not as missed.
-            await self._send(_Call([], FanOutState(begun_ms=now_ms)))
+            await self._send(_Call(FanOutState(begun_ms=now_ms)))
         else:
             self._tell("cron.resumed", logging.INFO, users=self.state.users)
             if self._schedule.deadline_ms(self._occurrence, self.state.begun_ms) <= now_ms:
@@ -182,18 +182,19 @@ class FanOut:
     async def _prepared(self, pages: Pages, state: FanOutState) -> _Call:
         """Make the call that follows a state; after the last one there is nothing but its end again."""
         if state.is_at_end or state.end:
-            return _Call([], msgspec.structs.replace(state, count=0, end="done"))
+            return _Call(msgspec.structs.replace(state, count=0, end="done"))
         page, place = await pages.at(state)
         users = page.users[place : place + self._desk.call_size]
         jobs, refused = self._job_maker(state).make(users, self._desk.now_ms())
         if refused:
             self._tell_refused(state, refused)
+        parcel = self._desk.partition.pack(jobs)
         after = msgspec.structs.replace(state, count=len(jobs), refused=state.refused + len(refused))
         if place + len(users) < len(page.users):
-            return _Call(jobs, msgspec.structs.replace(after, offset=place + len(users)))
+            return _Call(msgspec.structs.replace(after, offset=place + len(users)), parcel)
         anchor = pages.check_following(state, page)
         after = msgspec.structs.replace(after, cursor=page.following, offset=0, pages=state.pages + 1, anchor=anchor)
-        return _Call(jobs, after, state.cursor, page.is_kept)
+        return _Call(after, parcel, state.cursor, page.is_kept)
 
     def _job_maker(self, state: FanOutState) -> JobMaker:
         if self._maker is None or self._maker[0] != state.begun_ms:
@@ -222,10 +223,10 @@ class FanOut:
                 lambda: self._desk.partition.add(
                     self._occurrence.producer,
                     number,
-                    call.jobs,
+                    call.jobs or [],
                     cursor=encode_state(after),
                     keep_ms=self._keep_ms,
-                    max_depth=self._desk.settings.max_depth if call.jobs else 0,
+                    max_depth=self._desk.settings.max_depth if call.jobs is not None and call.jobs.number else 0,
                     in_order=True,
                 )
             )

@@ -95,6 +95,24 @@ def test_jobs_ls_lists_the_newest_first(command):
     assert command("jobs", "ls", "-q", "--limit", "1").out == f"{second}\n"
 
 
+def test_jobs_ls_lists_blocked_jobs_among_the_others(programs, eventually_sync):
+    """A job that nobody sees is one that is looked for all night."""
+    assert programs.run("block", "fail").code == 0
+    blocked = programs.run("enqueue", "fail", "word=x", "-q").out.strip()
+    worker = programs.start("worker", "--no-parent")
+
+    def listed() -> list[tuple[str, str]]:
+        return [(row[0], row[4]) for row in programs.run("jobs", "ls").rows]
+
+    eventually_sync(lambda: listed() == [(blocked, "blocked")], "a worker meets the block")
+    worker.stop()
+    younger = programs.run("enqueue", "refresh", "user_id=1", "-q").out.strip()
+    assert listed() == [(younger, "queued"), (blocked, "blocked")]
+    assert programs.run("jobs", "ls", "--limit", "1").rows[0][0] == younger
+    assert programs.run("jobs", "cancel", blocked).code == 0
+    assert listed() == [(younger, "queued")]
+
+
 def test_an_unknown_job_is_exit_1_with_the_places_that_were_searched(command):
     """It may have ended long ago."""
     told = command("jobs", "show", "nope")

@@ -39,6 +39,19 @@ def test_each_phase_is_one_command_and_is_undone_by_another(command, mongodb_url
     assert (told.code, "the old batch is off, and not all users are streamq's" in told.err) == (1, True)
 
 
+def test_whoever_does_not_move_is_told_so_and_nothing_is_wrong(command, monkeypatch):
+    """Until there is a word of another system, in a setting or by a command."""
+    told = command("rollout", "status")
+    assert (told.code, "no move from another system is under way" in told.err) == (0, True)
+    assert json.loads(command("rollout", "status", "--json").out)["moving"] is False
+    monkeypatch.setenv("STREAMQ_ROLLOUT", "all")
+    told = command("rollout", "status")
+    assert (told.code, "both systems refresh all users" in told.err) == (1, True)
+    monkeypatch.delenv("STREAMQ_ROLLOUT")
+    command("rollout", "users", "all")
+    assert command("rollout", "status").code == 1
+
+
 def test_a_share_that_is_none_is_refused(command):
     told = command("rollout", "users", "ten")
     assert (told.code, "'ten' is not a share of the users" in told.err) == (65, True)

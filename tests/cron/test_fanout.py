@@ -37,6 +37,19 @@ async def test_every_user_gets_exactly_one_job(office, size):
     assert state.pages == -(-1000 // size)
 
 
+async def test_a_server_that_forgets_its_scripts_in_the_middle_costs_nobody_a_job(office):
+    """Calls are packed before it is known that the script has to be sent along."""
+    listing = Listing(USERS, 300)
+
+    async def forgetful(cursor: str | None):
+        await office.desk.partition.wire.call("SCRIPT", "FLUSH")
+        return await listing(cursor)
+
+    state = await office.fanout(office.schedule(forgetful)).run()
+    exactly_one_job_each(await office.jobs())
+    assert (state.end, state.added, state.pages) == ("done", 1000, 4)
+
+
 async def test_a_job_carries_its_user_its_occurrence_and_its_deadline(office):
     """The next fire time, in ms."""
     await office.fanout(office.schedule(Listing(["a b"]))).run()
