@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shutil
 import socket
 import subprocess
@@ -29,12 +30,15 @@ APPEND_ONLY = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
 
 
 def server_binary() -> str:
-    """Find the server to measure on: redis-server if it is installed, else the Valkey from the `embedded` extra.
+    """Find the server to measure on: what STREAMQ_BENCH_REDIS names, else redis-server, else the Valkey of the extra `embedded`.
 
     Raises:
-        FileNotFoundError: There is neither.
+        FileNotFoundError: There is none.
     """
-    installed = shutil.which("redis-server") or shutil.which("valkey-server")
+    named = os.environ.get("STREAMQ_BENCH_REDIS")
+    installed = shutil.which(named) if named else shutil.which("redis-server") or shutil.which("valkey-server")
+    if named and not installed:
+        raise FileNotFoundError(f"STREAMQ_BENCH_REDIS names {named!r}, which is not a program")
     if installed:
         return installed
     try:
@@ -121,6 +125,13 @@ class RedisServer:
             info = client.info("server")
         valkey = info.get("valkey_version")
         return f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
+
+    @property
+    def redis_version(self) -> tuple[int, int]:
+        """The version of Redis whose commands it knows, as two numbers."""
+        with self.client() as client:
+            major, minor, *_ = str(client.info("server")["redis_version"]).split(".")
+        return int(major), int(minor)
 
     def flush(self) -> None:
         """Forget all data and all figures."""

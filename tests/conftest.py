@@ -215,7 +215,7 @@ def mongo_server(tmp_path: Path) -> Iterator[embedded.MongoServer]:
 def eventually() -> Eventually:
     """Wait for a condition, never for time to pass, as in `await eventually(lambda: job.done, "the job ends")`."""
 
-    async def wait(condition: Callable[[], T | Awaitable[T]], what: str = "", *, timeout: float = 30) -> T:
+    async def wait(condition: Callable[[], T | Awaitable[T]], what: str = "", *, timeout: float = 50) -> T:
         deadline = time.monotonic() + timeout
         while True:
             given = condition()
@@ -233,7 +233,7 @@ def eventually() -> Eventually:
 def eventually_sync() -> Callable[..., Any]:
     """Do the same in a test without an event loop, as in `eventually_sync(lambda: answers(port), "it listens")`."""
 
-    def wait(condition: Callable[[], T], what: str = "", *, timeout: float = 30) -> T:
+    def wait(condition: Callable[[], T], what: str = "", *, timeout: float = 50) -> T:
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             if time.monotonic() > deadline:

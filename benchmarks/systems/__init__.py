@@ -41,6 +41,8 @@ class System:
     """How many jobs at once one process runs, where the scenario does not say."""
     is_serial: bool = False
     """Whether a worker runs one job at a time, whatever it is told."""
+    needs_redis: tuple[int, int] = (0, 0)
+    """The oldest Redis that it runs on, where that is newer than what streamq supports."""
     settings: dict[str, str] = field(default_factory=dict)
     """What the setting `fast` changes, in words."""
 
@@ -109,6 +111,11 @@ _ALL = (
     System(
         "ardiq", ("ardiq==1.2.0", "uvloop==0.23.0"), ack="after the run", result="5 min", left="result", is_python=False,
         expected=8_000, settings={"fast": "idle_timeout 5 s"},
+    ),
+    System(
+        "chasquimq", ("chasquimq==1.3.0", "uvloop==0.23.0"), ack="after the run, in batches; no heartbeat: what runs for 30 s is run again",
+        result="on request; here no", left="nothing", is_python=False, expected=20_000, concurrency=100, needs_redis=(8, 6),
+        settings={"fast": "claim_min_idle 5 s"},
     ),
 )  # fmt: skip
 

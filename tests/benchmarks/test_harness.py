@@ -178,7 +178,7 @@ def test_what_handlers_count_is_read_from_outside_and_outlives_them():
     )
     with tallied() as tallies:
         with Child("-c", program + "recorder_of_values()(-7)", environment=tallies.environment) as child:
-            assert child.process.wait(10) == 0, child.output
+            assert child.process.wait(50) == 0, child.output
         assert tallies.total() == 250
         assert sorted(tallies.marks_ns(child.pid)) == [100, 200]
         assert tallies.values() == [-7]
@@ -187,7 +187,7 @@ def test_what_handlers_count_is_read_from_outside_and_outlives_them():
 def test_a_program_that_broke_is_told_with_its_last_words():
     """Whoever waits for it must not wait for the time limit."""
     with Child("-c", "raise SystemExit('no such queue')") as child:
-        child.process.wait(10)
+        child.process.wait(50)
         with pytest.raises(RuntimeError, match="no such queue"):
             child.assert_alive()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import crash, peers
+from benchmarks.servers import server_binary
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.systems.environments import NotToBeHad, make
 
@@ -49,6 +50,24 @@ def test_a_system_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.systems.environments.HOME", tmp_path)
     with pytest.raises(NotToBeHad, match="nonsense: .*no-such-folder"):
         make(System("nonsense", (str(tmp_path / "no-such-folder"),)))
+
+
+@pytest.mark.slow
+def test_a_system_that_needs_a_newer_server_is_left_out_and_named(monkeypatch):
+    """Which server would do is said, and how to give it."""
+    monkeypatch.setitem(SYSTEMS, "newest", System("newest", needs_redis=(99, 1)))
+    monkeypatch.setattr(peers, "NOTES", [])
+    assert peers._make_environments(["newest"]) == []
+    (note,) = peers.NOTES
+    assert note.startswith("newest is not measured: it needs Redis 99.1, and this is ")
+    assert note.endswith("STREAMQ_BENCH_REDIS names another server")
+
+
+def test_a_server_that_is_named_and_not_there_is_an_error(monkeypatch):
+    """Another would be measured instead, unseen."""
+    monkeypatch.setenv("STREAMQ_BENCH_REDIS", "no-such-server")
+    with pytest.raises(FileNotFoundError, match="STREAMQ_BENCH_REDIS names 'no-such-server', which is not a program"):
+        server_binary()
 
 
 @pytest.mark.slow

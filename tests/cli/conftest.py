@@ -120,7 +120,7 @@ class Running:
         """Send a signal and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(50)
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Programs:
         """Run a program to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "streamq", *arguments],
-            cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=15, check=False,
+            cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=50, check=False,
         )  # fmt: skip
         return Told(done.returncode, done.stdout, done.stderr)
 

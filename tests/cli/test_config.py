@@ -20,7 +20,7 @@ def config(tmp_path):
         command = [sys.executable, "-m", "streamq", "config", *arguments]
         where = {"PYTHONPATH": ":".join(sys.path), "PYTHONSAFEPATH": "1"}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=15, check=False, cwd=tmp_path, env={**where, **environ}
+            command, capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path, env={**where, **environ}
         )
 
     return config

@@ -21,7 +21,7 @@ HEAVY = ("apscheduler", "asyncio", "msgspec", "pymongo", "redis", "rich", "starl
 def streamq(*arguments, **kwargs):
     """Run the real program, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "streamq", *arguments], capture_output=True, text=True, timeout=15, check=False, **kwargs
+        [sys.executable, "-m", "streamq", *arguments], capture_output=True, text=True, timeout=50, check=False, **kwargs
     )
 
 

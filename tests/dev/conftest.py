@@ -20,7 +20,7 @@ from streamq import embedded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE_S = 60
+PATIENCE_S = 100
 
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "STREAMQ_MONGOD", "COVERAGE_PROCESS_CONFIG")
 
@@ -98,6 +98,12 @@ class Dev:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = httpx.get(f"{address}/app/job-status/{route}", headers=headers)
         return answer.status_code, answer.content
+
+    def stats(self, token: str) -> dict[str, Any]:
+        """Ask how many jobs are where; nothing is known of any before the API answers."""
+        status, body = self.get("queue/stats", token)
+        told: dict[str, Any] = json.loads(body) if status == 200 else {"completed": 0}
+        return told
 
     def servers_run(self) -> list[bool]:
         """Tell whether the embedded servers of the folder run."""

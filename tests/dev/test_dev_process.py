@@ -17,7 +17,7 @@ from tests.dev.conftest import PATIENCE_S
 if TYPE_CHECKING:
     from tests.dev.conftest import Dev
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROUTES = ("queue/stats", "status/user/user-000001", "recent?limit=5", "failed?limit=5")
 
@@ -48,20 +48,19 @@ def test_the_whole_demo_runs_with_one_command_and_again_in_the_same_hour(dev: De
 
 def test_a_worker_killed_in_the_middle_changes_nothing_but_who_did_the_work(dev: Dev):
     """Its parent frees what it held, and its jobs start again with the same attempt. Meanwhile the API answers."""
-    process = dev.start("--demo", "--users", "200", "--once", "--json")
-    worker = dev.pid_of("worker.1")
-    token = dev.token()
+    process = dev.start("--demo", "--users", "400", "--once", "--json")
+    worker, token = dev.pid_of("worker.1"), dev.token()
+    dev.eventually(lambda: dev.stats(token)["completed"] > 20, "the round is well under way")
+    os.kill(worker, signal.SIGKILL)
     for route in ROUTES:
         dev.eventually(lambda route=route: dev.get(route, token)[0] == 200, f"{route} answers")
         assert dev.get(route, None)[0] == 401, route
         assert dev.get(route, "wrong")[0] == 401, route
 
-    os.kill(worker, signal.SIGKILL)
-
     assert process.wait(PATIENCE_S) == 0
     told = dev.document()
     summary = told["summary"]
-    assert (summary["completed"], summary["failed"], summary["lost"], summary["retried"]) == (200, 0, 0, 2)
+    assert (summary["completed"], summary["failed"], summary["lost"], summary["retried"]) == (400, 0, 0, 4)
     assert told["survived_worker_deaths"] >= 1
     assert "killed by SIGKILL" in dev.err
 

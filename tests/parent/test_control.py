@@ -14,7 +14,7 @@ import pytest
 from streamq.errors import Unavailable
 from streamq.parent import follow, request, socket_path
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 async def test_lines_are_followed_until_the_reader_hangs_up(start, children, eventually):

@@ -20,7 +20,7 @@ from streamq.parent import follow, request, socket_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 PARENT = """
 import asyncio, logging, sys

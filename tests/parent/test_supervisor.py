@@ -15,7 +15,7 @@ from streamq.parent import Pace
 from streamq.process import READY
 
 # Starting and killing a dozen interpreters on a busy machine takes its time.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 CRASH = "import sys; print('no such table: jobs', file=sys.stderr); sys.exit(3)"
 

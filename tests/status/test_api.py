@@ -471,4 +471,4 @@ def test_the_process_serves_and_ends_with_0_when_it_is_told_to(
             urllib.request.urlopen(f"http://127.0.0.1:{port}{FOUR[0]}", timeout=5)
         refused.value.close()
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(50) == 0

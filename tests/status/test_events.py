@@ -46,7 +46,7 @@ def hearing(listening, settings, statuses):
             @contextlib.asynccontextmanager
             async def ear(headers=TOKEN, last=""):
                 extra = {"last-event-id": last} if last else {}
-                async with client.stream("GET", "/v1/events", headers={**headers, **extra}, timeout=10) as response:
+                async with client.stream("GET", "/v1/events", headers={**headers, **extra}, timeout=50) as response:
                     assert response.status_code == 200, await response.aread()
                     yield Ear(response)
 

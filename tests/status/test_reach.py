@@ -35,7 +35,7 @@ def test_an_address_that_others_reach_is_refused_without_tls(host):
 def test_the_command_refuses_it_too(tmp_path):
     """As a program, with the exit code that keeps a supervisor from trying again."""
     command = [sys.executable, "-m", "streamq", "api", "--host", "0.0.0.0", "--port", "0", "--token", "t"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path)
     assert (done.returncode, "without TLS" in done.stderr) == (78, True)
 
 
@@ -87,7 +87,7 @@ def test_with_tls_or_behind_a_proxy_it_listens_everywhere(
             with pytest.raises(httpx.TransportError), httpx.Client(verify=True) as stranger:
                 stranger.get(f"https://localhost:{port}/livez")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(50) == 0
 
 
 # Patience

@@ -189,7 +189,7 @@ async def test_plain_handlers_lend_no_slots(redis_url, work_on, eventually):
 
     @app.handler(key="user")
     def plain(user: str) -> None:
-        gate.wait(10)
+        gate.wait(50)
 
     await plain.enqueue("u1")
     worker = await work_on.start()

@@ -318,7 +318,7 @@ async def test_a_reply_that_is_dropped_loses_no_job_and_runs_none_twice(outage, 
         for number in range(60):
             await sent.enqueue(number)
             await asyncio.sleep(0)
-        await eventually(lambda: outage_is_over(outage), "every job has ended", timeout=15)
+        await eventually(lambda: outage_is_over(outage), "every job has ended", timeout=50)
         assert runs == dict.fromkeys(range(60), 1)
         assert await recorded(outage) == {"completed": 60}
         assert proxy.dropped > 3

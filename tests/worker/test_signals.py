@@ -22,7 +22,7 @@ from streamq.keys import Keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 PROGRAM = """
 import asyncio, json, os, pathlib
@@ -52,10 +52,10 @@ class House:
     handler: Any
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start a worker, or a parent; its output goes to a file, so that it can never block on us."""
         home = str(Path(streamq.__file__).parent.parent)
-        environment = {**os.environ, "REDIS_URL": self.url, "PYTHONPATH": home, "STREAMQ_HISTORY": "false"}
+        environment = {**os.environ, "REDIS_URL": self.url, "PYTHONPATH": home, "STREAMQ_HISTORY": "false"} | settings
         environment["STREAMQ_QUEUES"] = self.queue
         with (self.folder / "output").open("ab") as output:
             process = subprocess.Popen(
@@ -129,7 +129,7 @@ def test_term_lets_a_running_job_end_and_starts_no_other(house, eventually_sync)
     eventually_sync(lambda: "worker.draining" in house.output, "it drains")
     house.let_end("first")
     house.let_end("second")
-    assert worker.wait(10) == 0
+    assert worker.wait(50) == 0
     assert [start["name"] for start in house.starts] == ["first"]
     assert house.left() == 1
 
@@ -142,7 +142,7 @@ def test_a_second_signal_hands_back_what_runs_and_it_starts_again_with_its_attem
     worker.send_signal(number)
     eventually_sync(lambda: "worker.draining" in house.output, "it drains")
     worker.send_signal(number)
-    assert worker.wait(10) == 130
+    assert worker.wait(50) == 130
     house.let_end("job")
     house.start("--no-parent")
     eventually_sync(lambda: house.left() == 0, "the job has ended elsewhere")
@@ -156,7 +156,7 @@ def test_past_its_grace_a_job_is_handed_back_and_the_exit_is_clean(house, eventu
     house.enqueue("job")
     eventually_sync(lambda: house.starts, "it runs")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(50) == 0
     assert house.left() == 1
     assert '"released":1' in house.output.replace(" ", "")
 
@@ -187,12 +187,14 @@ def test_usr1_logs_what_runs_and_where_it_stands(house, eventually_sync):
 
 
 def test_the_jobs_of_a_killed_child_run_again_at_once_and_no_attempt_is_used(house, eventually_sync):
-    """The first net: its parent saw it die. The lease of a minute, and even the beat, would take longer than this waits."""
-    house.start("-n", "2", "--directory", str(house.folder / "run"))
+    """The first net: its parent saw it die. The others would take longer than this waits."""
+    house.start(
+        "-n", "2", "--directory", str(house.folder / "run"), STREAMQ_DEAD_AFTER_MS="300000", STREAMQ_LEASE_MS="600000"
+    )
     house.enqueue("job")
     eventually_sync(lambda: house.starts, "it runs")
     os.kill(house.starts[0]["pid"], signal.SIGKILL)
-    eventually_sync(lambda: len(house.starts) == 2, "it runs again", timeout=4)
+    eventually_sync(lambda: len(house.starts) == 2, "it runs again")
     first, second = house.starts
     assert second["pid"] != first["pid"]
     assert second["attempt"] == 1
