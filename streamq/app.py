@@ -160,6 +160,9 @@ class Handler(Generic[P, R]):
             JobRejected: The job cannot be enqueued as it is; nothing was written.
             BrokerUnavailable: Redis did not answer in time; whether the job is enqueued is unknown.
         """
+        if not tracing.is_on():  # as below, without asking for a span
+            item = self.draft(*args, **kwargs) if kwargs else self._draft(args, kwargs, self._options)
+            return await self._app.client.send(item)
         with tracing.sending(self.spec.queue, self.spec.name) as span:
             job: Job = span.one(await self._app.client.send(self.draft(*args, **kwargs)))
             return job
@@ -271,12 +274,17 @@ class StreamQ:
         """Page functions by name, for schedules that are stored: those of schedules in code, and of `users`."""
         self.authenticator: Callable[[Any], Any] | None = None
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
+        self._latest: Client | None = None
+        """The client that was asked for last: looking into a table of weak references takes longer."""
         self._bridge = SyncBridge()
 
     @property
     def client(self) -> Client:
         """The client of the running event loop; connections belong to the loop that made them."""
         loop = asyncio.get_running_loop()
+        latest = self._latest
+        if latest is not None and latest.loop is loop:
+            return latest
         client = self._clients.get(loop)
         if client is None:
             settings = self.settings
@@ -288,6 +296,7 @@ class StreamQ:
                 mongodb=(settings.mongodb_url, settings.mongodb_database) if settings.history else ("", ""),
             )
             self._clients[loop] = client
+        self._latest = client
         return client
 
     @property
@@ -317,6 +326,7 @@ class StreamQ:
         """Send what waits and close the connections of this event loop."""
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
+            self._latest = None
             await client.close()
 
     def close_sync(self) -> None:

@@ -71,6 +71,8 @@ def envelope_bytes(
         BadArguments: An argument is not JSON.
     """
     try:
+        if args and not (kwargs or rest or gates):
+            return b'%b,"a":%b}' % (head, encode_json(args))
         encoded = head if not gates else gates_first(gates, head)
         if args:
             encoded += b',"a":' + encode_json(args)

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import msgspec
 import orjson
@@ -56,6 +57,9 @@ __all__ = ["BATCH", "Client", "Draft", "Items", "Job", "SyncBridge", "draft", "n
 T = TypeVar("T")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+"""Between a call whose reply did not come and its repetition."""
+
 _SET_THE_TIME = ("d", "k")
 """Debounced jobs wait for the next call, kept ones for the one before them."""
 
@@ -153,6 +157,8 @@ class Draft(NewJob):
     queue: str = ""
     replicas: int = 0
     ledger: bool = False
+    is_plain: bool = False
+    """Whether it goes straight into its lane, unless somebody is known as slow."""
 
     def as_job(self, result: str, client: Client, error: StreamQError | None = None) -> Job:
         """Say what became of it, from its result in `Added`."""
@@ -163,6 +169,8 @@ class Draft(NewJob):
         status: Literal["duplicate", "replaced"] = "duplicate" if result[0] == "d" else "replaced"
         return Job(result[1:], self.handler, self.queue, status, client, error)
 
+
+_QUEUE_OF, _IN_LEDGER, _REPLICAS_OF = attrgetter("queue"), attrgetter("ledger"), attrgetter("replicas")
 
 Item = Draft | Job
 """A job to send; or one that was refused before, which keeps its place among the results."""
@@ -186,7 +194,8 @@ def draft(
     """
     spec.check_arguments(args, kwargs)
     rule = spec.dedup if options.dedup is None else _rule(spec, options.dedup)
-    rest = _rest(spec, rule, args, kwargs, options)
+    is_bare = rule is None and options is NO_OPTIONS and spec.is_bare
+    rest = {} if is_bare else _rest(spec, rule, args, kwargs, options)
     if tracing.is_on() and (headers := tracing.carried(rest.get("t"))):
         rest["t"] = headers
     gates = spec.gates.of_job(rest.get("u"), options.weight) if spec.gates is not None else ""
@@ -196,15 +205,16 @@ def draft(
             f"a job of {spec.name!r} is {len(envelope):,} bytes; at most {max_payload_bytes:,} are allowed",
             hint="keep the data elsewhere and pass its id, or raise max_payload_bytes",
         )
-    digit = checked_digit(options.priority or spec.priority)
+    digit = spec.digit if options.priority is None else checked_digit(options.priority)
     item = Draft(options.id or new_job_id(), digit, envelope, handler=spec.name, queue=spec.queue)
-    if lanes:
+    if lanes and not is_bare:
         item.whose = whose(spec.name, rest.get("u"), rest.get("c"))
     if rule is not None:
         item.dedup, item.scope, item.delay_ms = rest["g"], rule.word, rule.wait_ms
     if options is not NO_OPTIONS:
         item.replicas, item.ledger = options.replicas, options.ledger
         _set_due(item, rule, options)
+    item.is_plain = is_bare or not (rule or gates or item.delay_ms or item.at_ms or "c" in rest)
     return item
 
 
@@ -277,8 +287,6 @@ class Producer:
         self._number = 0
         self._accepted = 0
         """Number of the last call that was accepted."""
-        self._trouble = BrokerUnavailable("no call was made")
-        """Why the last call that failed did."""
         self._max_depth = max_depth
         self._give_up_s = give_up_s
         self._turn = asyncio.Lock()
@@ -290,14 +298,30 @@ class Producer:
         """Add one job, together with whatever else is being added just now. Returns its result."""
         if self._flusher is None and not self._waiting and not self._turn.locked():
             try:
-                return (await self.many((item,))).results[0]
+                return await self._alone(item)
             finally:
-                self._start_flusher()
+                if self._waiting:
+                    self._start_flusher()
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if not self._turn.locked():
             self._start_flusher()
         return await future
+
+    async def _alone(self, item: Draft) -> str:
+        """Add one job, by the short way if it is a plain one."""
+        if not item.is_plain or self._max_depth:
+            return (await self.many((item,))).results[0]
+        async with self._turn:
+            self._number = number = self._number + 1
+            began = time.monotonic()
+            try:
+                if await self._partition.append(self._name, number, item):
+                    self._accepted = number
+                    return "n"
+            except BrokerUnavailable as error:
+                await self._pause(error, began, _FIRST_PAUSE_S)
+            return (await self._insist(number, (item,), began)).results[0]
 
     def _start_flusher(self) -> None:
         """Send what came while a call was under way."""
@@ -349,30 +373,33 @@ class Producer:
         async with self._turn:
             self._heed_hints(items)
             self._number = number = self._number + 1
-            give_up_at = time.monotonic() + self._give_up_s
-            pause_s = 0.05
-            while (added := await self._tried(number, items)) is None:
-                if time.monotonic() + pause_s > give_up_at:
-                    raise self._trouble
-                await asyncio.sleep(pause_s * (0.5 + random.random()))
-                pause_s = min(pause_s * 2, 5.0)
+            return await self._insist(number, items, time.monotonic())
+
+    async def _insist(self, number: int, items: Sequence[Draft], began: float) -> Added:
+        """Make a numbered call, and again while no reply comes."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                added = await self._partition.add(self._name, number, items, max_depth=self._max_depth)
+            except CallRepeated as repeated:
+                added = Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
+            except BrokerUnavailable as error:
+                await self._pause(error, began, pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                continue
             self._accepted = number
             return added
 
-    async def _tried(self, number: int, items: Sequence[Draft]) -> Added | None:
-        """Make a numbered call; None when no reply came."""
-        try:
-            return await self._partition.add(self._name, number, items, max_depth=self._max_depth)
-        except CallRepeated as repeated:
-            return Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
-        except BrokerUnavailable as error:
-            self._trouble = error
-            return None
+    async def _pause(self, error: BrokerUnavailable, began: float, pause_s: float) -> None:
+        """Wait before a call is repeated; raise what went wrong when its time is up."""
+        if time.monotonic() + pause_s > began + self._give_up_s:
+            raise error
+        await asyncio.sleep(pause_s * (0.5 + random.random()))
 
     def _heed_hints(self, items: Sequence[Draft]) -> None:
         """Put jobs into the slow lane whose hint stands out; what was measured overrules it where it is known."""
         signs = [item.whose for item in items]
-        if any(sign and sign[0] != NO_HINT for sign in signs):
+        if any(signs) and any(sign and sign[0] != NO_HINT for sign in signs):
             for item, is_slow in zip(items, self._judge.judge(signs), strict=True):
                 if is_slow:
                     item.digit = slow_digit(item.digit)
@@ -486,26 +513,37 @@ class Client:
 
     async def send_chunk(self, chunk: Sequence[Item]) -> list[Job]:
         """Enqueue up to `BATCH` jobs, of any queues. What was refused before is passed through."""
+        queues = set(map(_QUEUE_OF, chunk))
+        if len(queues) == 1 and set(map(type, chunk)) == {Draft}:  # nearly every chunk
+            return await self._send_to(queues.pop(), cast("Sequence[Draft]", chunk))
         by_queue: dict[str, list[int]] = {}
         jobs: list[Any] = list(chunk)
         for place, item in enumerate(chunk):
             if isinstance(item, Draft):
                 by_queue.setdefault(item.queue, []).append(place)
         for queue, places in by_queue.items():
-            items: list[Draft] = [jobs[place] for place in places]
-            producer = self.producer(queue)
-            results = await self._add(producer, items)
-            error = await _confirmed(producer, items)
-            for place, item, result in zip(places, items, results, strict=True):
-                if isinstance(result, str):
-                    jobs[place] = item.as_job(result, self, error)
-                else:
-                    jobs[place] = Job(item.id, item.handler, queue, "refused", self, result)
+            sent = await self._send_to(queue, [jobs[place] for place in places])
+            for place, job in zip(places, sent, strict=True):
+                jobs[place] = job
         return jobs
+
+    async def _send_to(self, queue: str, items: Sequence[Draft]) -> list[Job]:
+        """Enqueue up to `BATCH` jobs of one queue."""
+        producer = self.producer(queue)
+        results = await self._add(producer, items)
+        error = await _confirmed(producer, items)
+        if type(results) is str and results.strip("n") == "":
+            return [Job(item.id, item.handler, queue, "new", self, error) for item in items]
+        return [
+            item.as_job(result, self, error)
+            if isinstance(result, str)
+            else Job(item.id, item.handler, queue, "refused", self, result)
+            for item, result in zip(items, results, strict=True)
+        ]
 
     async def _add(self, producer: Producer, items: Sequence[Draft]) -> Sequence[str | QueueFull]:
         """Add as many jobs as there is room for, those of the ledger only after they were written down."""
-        if not any(item.ledger for item in items):
+        if not any(map(_IN_LEDGER, items)):
             return await producer.fill(items)
         if self._notary is None:
             from streamq.ledger import Notary  # here, so that whoever needs no MongoDB does not import its client
@@ -567,7 +605,7 @@ class Client:
 
 async def _confirmed(producer: Producer, items: Sequence[Draft]) -> NotConfirmed | None:
     """Wait for the replicas that the jobs ask for, once for all; return what went wrong."""
-    replicas = max(item.replicas for item in items)
+    replicas = max(map(_REPLICAS_OF, items))
     if replicas:
         try:
             await producer.confirm(replicas)

@@ -14,7 +14,7 @@ from streamq.clock import to_ms
 from streamq.depends import Dependency, split_signature
 from streamq.errors import BadArguments, ConfigurationError, LifespanFailed, StreamQError, UnknownHandler
 from streamq.gates import Gates
-from streamq.keys import LANES, check_queue_name
+from streamq.keys import LANES, check_queue_name, lane_digit
 from streamq.logs import event
 from streamq.retry import RetryPolicy
 
@@ -79,6 +79,10 @@ class HandlerSpec:
     """The constant first part of each envelope."""
     places: Mapping[str, int] = field(init=False)
     """Where each parameter stands in the signature."""
+    digit: int = field(init=False)
+    """Of the lane of its priority."""
+    is_bare: bool = field(init=False)
+    """Whether a job of it has arguments and nothing else, unless options say more."""
     required: int = field(init=False)
     positional: int = field(init=False)
 
@@ -97,6 +101,8 @@ class HandlerSpec:
             "dependencies": dependencies,
             "is_async": inspect.iscoroutinefunction(self.function),
             "head": b'{"v":1,"h":"%s"' % self.name.encode(),
+            "digit": lane_digit(self.priority),
+            "is_bare": self.key is None and self.cost is None,
             "required": len(needed) if not keyword_needed else len(by_position) + 1,
             "positional": len(by_position),
             "places": {parameter.name: place for place, parameter in enumerate(parameters)},

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamq.broker.wire import Fault, ServerRefused, Wire, Words, packed
-from streamq.codec import GATED
 from streamq.errors import BrokerUnavailable, QueueFull
 from streamq.job import Delivery
 from streamq.keys import GROUP, LANES, Keys
@@ -39,9 +38,6 @@ BATCH = 128
 _PRODUCER_KEPT_MS = 86_400_000
 _NOTES_KEPT_MS = 86_400_000
 _STACKS_KEPT_MS = 3_600_000
-
-_NO_HINT = ("", "-")
-"""How `NewJob.whose` begins without one."""
 
 MOST_SLOW_KEYS = 100_000
 """Slow keys that are remembered; beyond that the least slow ones go."""
@@ -160,7 +156,8 @@ class Partition:
             *keys.lanes, keys.delayed, keys.payload, keys.index, keys.producers, keys.counts, keys.cost,
             keys.times, keys.gates, keys.places, keys.fair,
         )  # fmt: skip
-        self._append_keys = [(lane, keys.index, keys.producers, keys.counts) for lane in keys.lanes]
+        self._append_keys = [[lane, keys.index, keys.producers, keys.counts] for lane in ("", *keys.lanes)]
+        """By the digit of the lane."""
         self._cost = keys.cost
         self._dedup_prefix = keys.dedup("")
         self._cycle_keys = (
@@ -206,10 +203,6 @@ class Partition:
         if isinstance(jobs, Parcel):
             reply = await self._wire.packed_script(self._add, jobs.keys, packed(head), jobs.rows)
             return self._added(reply, jobs.number, max_depth)
-        if len(jobs) == 1 and _is_plain(jobs[0]) and not (cursor or max_depth or in_order):
-            server_ms = await self._append_one(producer, number, jobs[0], keep_ms)
-            if server_ms:
-                return Added("n", server_ms)
         keys, rows = self._rows(jobs)
         reply = await self._wire.script(self._add, keys, head + rows)
         return self._added(reply, len(jobs), max_depth)
@@ -236,12 +229,21 @@ class Partition:
             rows += whose
         return keys, rows
 
-    async def _append_one(self, producer: str, number: int, job: NewJob, keep_ms: int) -> int:
-        """Put a single plain job into its lane. Returns the server's ms; 0: it is none, and nothing was added."""
-        keys: Sequence[str] = self._append_keys[job.digit - 1]
+    async def append(self, producer: str, number: int, job: NewJob, *, keep_ms: int = _PRODUCER_KEPT_MS) -> int:
+        """Put a plain job into its lane, by a shorter way than `add`: for now, without dedup key, hint and gates.
+
+        Returns:
+            The server's ms. 0: nothing was added, make the same call by `add`: the number was used, the id is known, its key
+            is known as slow, or the producer is new.
+
+        Raises:
+            QueueFull: Redis is out of memory. Nothing was added.
+            BrokerUnavailable: Unknown whether it was added. Make the same call by `add`.
+        """
+        keys = self._append_keys[job.digit]
+        args: list[Arg] = [producer, number, keep_ms, job.digit, job.id, job.envelope]
         if job.whose:
-            keys = (*keys, self._cost)
-        args = (producer, number, keep_ms, job.digit, job.id, job.envelope)
+            keys, args = [*keys, self._cost], [*args, job.whose[1:]]
         server_ms: int = await self._wire.script(self._append, keys, args)
         return server_ms
 
@@ -467,17 +469,6 @@ class Partition:
         """Say that somebody saw these workers die: what they held is free at once."""
         keys = (self.keys.lanes[0], self.keys.workers)
         return int(await self._wire.script(load("bury"), keys, list(consumers)))
-
-
-def _is_plain(job: NewJob) -> bool:
-    """Tell whether a job goes straight into its lane, if nobody is known as slow."""
-    return (
-        job.dedup is None
-        and not job.delay_ms
-        and not job.at_ms
-        and job.whose[:1] in _NO_HINT
-        and not job.envelope.startswith(GATED)
-    )
 
 
 def _ways(jobs: Sequence[NewJob]) -> tuple[dict[str, int], list[str]]:

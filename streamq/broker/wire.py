@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 import weakref
 from collections import deque
@@ -26,7 +27,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from streamq.scripts import Script
 
@@ -157,6 +158,9 @@ def _translate(message: str, where: str) -> StreamQError:
     return refused
 
 
+_CLOCK_STEP_S = 0.002
+"""An alarm may come so much too early: event loops count in milliseconds."""
+
 _LINES: weakref.WeakSet[_Line] = weakref.WeakSet()
 
 
@@ -178,7 +182,10 @@ class _Line(asyncio.Protocol):
         self._connection = connection
         self._transport = cast("asyncio.Transport", writer.transport)
         self._reader = hiredis.Reader(replyError=ErrorReply)
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], float, float]] = deque()
+        """For each reply: who gets it, until when on the loop's clock, and how long that was, in seconds."""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self._loop = asyncio.get_running_loop()
         self.is_open = True
         self._transport.set_protocol(self)
@@ -189,12 +196,47 @@ class _Line(asyncio.Protocol):
         number: int = self._transport.get_extra_info("socket").fileno()
         return number
 
-    def ask(self, command: bytes, replies: int = 1) -> list[asyncio.Future[Any]]:
-        """Send commands that are already packed; return a future for each reply."""
-        futures = [self._loop.create_future() for _ in range(replies)]
-        self._waiting += futures
+    def ask(self, command: bytes, timeout_s: float) -> asyncio.Future[Any]:
+        """Send a command that is already packed; return a future for its reply."""
+        future = self._expect(timeout_s)
         self._transport.write(command)
+        return future
+
+    def ask_all(self, commands: bytes, replies: int, timeout_s: float) -> list[asyncio.Future[Any]]:
+        """Send commands that are already packed; return a future for each reply."""
+        futures = [self._expect(timeout_s) for _ in range(replies)]
+        self._transport.write(commands)
         return futures
+
+    def _expect(self, timeout_s: float) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        until = self._loop.time() + timeout_s
+        self._waiting.append((future, until, timeout_s))
+        if until < self._alarm_at:
+            self._set_alarm(until)
+        return future
+
+    def _set_alarm(self, at: float) -> None:
+        """Have one alarm for all calls, at the earliest end: one for each would cost more than packing it."""
+        self._stop_alarm()
+        self._alarm, self._alarm_at = self._loop.call_at(at, self._time_out), at
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = None, math.inf
+
+    def _time_out(self) -> None:
+        """Tell those whose time is up that no reply came."""
+        self._stop_alarm()
+        now = self._loop.time() + _CLOCK_STEP_S
+        waiting = [each for each in self._waiting if not each[0].done()]
+        for future, until, timeout_s in waiting:
+            if until <= now:
+                future.set_exception(TimeoutError(f"no reply within {timeout_s:g} s"))
+        later = [until for _, until, _ in waiting if until > now]
+        if later:
+            self._set_alarm(min(later))
 
     def data_received(self, data: bytes) -> None:
         """Give each complete reply to whom it belongs; somebody who no longer waits is passed over."""
@@ -204,14 +246,15 @@ class _Line(asyncio.Protocol):
             reply = reader.gets()
             if reply is False:
                 return
-            future = self._waiting.popleft()
+            future, _, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits that no reply will come."""
         self.is_open = False
-        for future in self._waiting:
+        self._stop_alarm()
+        for future, _, _ in self._waiting:
             if not future.done():
                 future.set_exception(ConnectionError(str(exc or "the connection was closed")))
         self._waiting.clear()
@@ -289,9 +332,11 @@ class Wire:
         """
         packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         line = await self._open()
-        futures = line.ask(packed, len(commands))
+        futures = line.ask_all(packed, len(commands), self._timeout_s + extra_s)
         try:
-            replies = [await self._reply(line, future, self._timeout_s + extra_s) for future in futures]
+            replies = [await future for future in futures]
+        except OSError as error:
+            raise self._broken(line, error) from error
         finally:
             for future in futures:
                 if not future.cancel() and not future.cancelled():
@@ -307,29 +352,24 @@ class Wire:
         if line is not None:
             line.close()
 
-    async def _exchange(self, command: tuple[Arg, ...], extra_s: float = 0.0) -> Any:
-        return await self._sent(hiredis.pack_command(command), extra_s)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    def _exchange(self, command: tuple[Arg, ...], extra_s: float = 0.0) -> Coroutine[Any, Any, Any]:
+        return self._sent(hiredis.pack_command(command), extra_s)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    async def _said(self, *parts: Words) -> Any:
-        return await self._sent(b"*%d\r\n" % sum(part.number for part in parts) + b"".join(part.raw for part in parts))
+    def _said(self, *parts: Words) -> Coroutine[Any, Any, Any]:
+        return self._sent(b"*%d\r\n" % sum(part.number for part in parts) + b"".join(part.raw for part in parts))
 
     async def _sent(self, command: bytes, extra_s: float = 0.0) -> Any:
         line = self._line
         if line is None or not line.is_open:
             line = await self._open()
-        future = line.ask(command)[0]
-        return await self._reply(line, future, self._timeout_s + extra_s)
-
-    async def _reply(self, line: _Line, future: asyncio.Future[Any], timeout_s: float) -> Any:
-        loop = future.get_loop()
-        alarm = loop.call_later(timeout_s, _time_out, future, timeout_s)
         try:
-            return await future
+            return await line.ask(command, self._timeout_s + extra_s)
         except OSError as error:
-            line.close()
-            raise BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}") from error
-        finally:
-            alarm.cancel()
+            raise self._broken(line, error) from error
+
+    def _broken(self, line: _Line, error: OSError) -> BrokerUnavailable:
+        line.close()
+        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}")
 
     async def _open(self) -> _Line:
         async with self._opening:
@@ -363,11 +403,6 @@ class Wire:
         if fault_of(message) is Fault.RECONNECT and self._line is not None:
             self._line.close()
         return _translate(message, self._where)
-
-
-def _time_out(future: asyncio.Future[Any], timeout_s: float) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError(f"no reply within {timeout_s:g} s"))
 
 
 def make_pool(url: str, *, connect_timeout_s: float = 5.0) -> ConnectionPool:

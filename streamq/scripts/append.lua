@@ -1,15 +1,15 @@
 #!lua
--- append: one call of a producer puts a single plain job into a lane: now, without dedup key, hint, limit or cursor.
+-- append: one call of a producer puts a single plain job into a lane: for now, without dedup key, hint or gates.
 --
--- KEYS  1 lane, 2 index, 3 producers, 4 counts, 5.. cost (only if the job has a key)
--- ARGV  1 producer, 2 number of the call, 3 keep ms, 4 digit of the lane, 5 id, 6 envelope
+-- KEYS  1 lane, 2 index, 3 producers, 4 counts, 5.. cost (if the job has a key)
+-- ARGV  1 producer, 2 number of the call, 3 keep ms, 4 digit of the lane, 5 id, 6 envelope, 7.. field in cost (if it has a key)
 -- Returns now ms, or 0: nothing was written, and add.lua knows what it comes to
 --
 -- All that is not said here is as in add.lua, which this is the short way of: fewer words to send, read and unpack.
 local call = redis.call
 local number, known = ARGV[2], call('HGET', KEYS[3], ARGV[1])
 if not known or tonumber(number) <= tonumber(string.match(known, '^%d+')) or call('HEXISTS', KEYS[2], ARGV[5]) == 1
-  or KEYS[5] and call('EXISTS', KEYS[5]) == 1 then return 0 end
+  or KEYS[5] and call('HEXISTS', KEYS[5], ARGV[7]) == 1 then return 0 end
 
 -- A small hash is a list that is searched from end to end, unless it ever held a value of more than 64 bytes.
 local size = string.sub(number, -1) == '0' and call('HLEN', KEYS[2]) or 0

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from streamq import Dedup, StreamQ
+from streamq.broker.partition import Partition
 from streamq.codec import decode_envelope
 from streamq.errors import (
     BadArguments,
+    BrokerUnavailable,
     ConfigurationError,
     JobFailed,
     PayloadTooLarge,
@@ -31,6 +33,60 @@ async def envelopes(redis, queue="default", lane="normal"):
     """Return the envelopes that lie in a lane."""
     lane_key = Keys(queue).lanes[("high", "normal", "low").index(lane)]
     return [decode_envelope(fields[3]) for _, fields in await redis("XRANGE", lane_key, "-", "+")]
+
+
+# ---- one
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+async def test_a_single_job_whose_call_got_no_reply_is_enqueued_once(app, redis, monkeypatch, has_arrived):
+    """The call is repeated with its number: Redis knows whether it was accepted."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    await refresh.enqueue("first")
+    append = Partition.append
+
+    async def lost(*args, **kwargs):
+        monkeypatch.setattr(Partition, "append", append)
+        if has_arrived:
+            assert await append(*args, **kwargs)
+        raise BrokerUnavailable("the reply was lost")
+
+    monkeypatch.setattr(Partition, "append", lost)
+    assert [(await refresh.enqueue(user)).status for user in ("ada", "bob")] == ["new", "new"]
+    assert [found.args for found in await envelopes(redis)] == [["first"], ["ada"], ["bob"]]
+
+
+async def test_a_single_job_gives_up_when_no_call_gets_a_reply_in_time(app, monkeypatch):
+    """Whoever called knows best what to do then."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    await refresh.enqueue("first")
+    app.client.producer("default")._give_up_s = 0
+
+    async def lost(*_args, **_kwargs):
+        raise BrokerUnavailable("the reply was lost")
+
+    monkeypatch.setattr(Partition, "append", lost)
+    with pytest.raises(BrokerUnavailable, match="the reply was lost"):
+        await refresh.enqueue("ada")
+
+
+async def test_a_single_job_of_a_key_that_is_known_as_slow_goes_into_the_slow_lane(app, redis):
+    """The short way into a lane asks for it."""
+
+    @app.handler(key="user")
+    async def refresh(user: str): ...
+
+    await refresh.enqueue("first")
+    await redis("HSET", Keys("default").cost, f"{refresh.spec.name}|ada", "812|1")
+    assert [(await refresh.enqueue(user)).status for user in ("ada", "bob")] == ["new", "new"]
+    assert [found.key for found in await envelopes(redis)] == ["first", "bob"]
+    assert await redis("XLEN", Keys("default").lanes[4]) == 1
 
 
 # ---- many

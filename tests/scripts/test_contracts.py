@@ -35,7 +35,7 @@ REPORT = Report(
 
 CALLS = {
     "add": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", 0, "k"), NewJob("b", 2, b"{}", 0, "l")]),
-    "append": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", whose="-h|ada")]),
+    "append": lambda p: p.append("me", 1, NewJob("a", 2, b"{}", whose="-h|ada")),
     "beat": lambda p: p.beat(["w1", "w2"]),
     "block": lambda p: Orders(p.wire, p.keys).block(handler="h", reason="", by="me"),
     "bury": lambda p: p.bury(["w1", "w2"]),

@@ -1,0 +1,50 @@
+"""One connection: what becomes of calls that get no reply in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from streamq.broker.server import Broker
+from streamq.errors import BrokerUnavailable
+
+
+@pytest.fixture
+async def wire(redis_url):
+    """A connection on which a reply may take a second."""
+    broker = Broker(redis_url, timeout_s=1.0)
+    wire = broker.wire()
+    yield wire
+    await wire.close()
+    await broker.close()
+
+
+async def test_a_call_without_a_reply_in_time_fails_and_the_next_one_has_a_new_connection(wire):
+    """Nobody may wait for ever for a server that is frozen."""
+    with pytest.raises(BrokerUnavailable, match=r"no reply within 1\.1 s"):
+        await wire.call("BLPOP", "nothing-is-here", 30, extra_s=0.1)
+    assert await wire.call("PING") == b"PONG"
+
+
+async def test_a_short_call_behind_a_long_one_fails_when_its_own_time_is_up(wire):
+    """All calls of a connection share one alarm; it rings for the first of them whose time is up."""
+    long, short = await asyncio.gather(
+        wire.call("BLPOP", "nothing-is-here", 30, extra_s=60), wire.call("PING"), return_exceptions=True
+    )
+    assert isinstance(short, BrokerUnavailable)
+    assert "no reply within 1 s" in str(short)
+    assert isinstance(long, BrokerUnavailable)
+    assert "closed" in str(long)
+
+
+async def test_the_alarm_of_a_call_that_was_answered_disturbs_nobody(wire):
+    """It rings while the next one still has time."""
+    assert await wire.call("PING") == b"PONG"
+    assert await wire.call("BLPOP", "nothing-is-here", 1.5, extra_s=30) is None
+
+
+async def test_several_commands_without_replies_in_time_fail_together(wire):
+    """Which of them ran is unknown."""
+    with pytest.raises(BrokerUnavailable, match=r"no reply within 1 s"):
+        await wire.pipeline([("PING",), ("BLPOP", "nothing-is-here", 30)])
