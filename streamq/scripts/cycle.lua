@@ -211,11 +211,13 @@ end
 local function set_fair_value(what, value) call('ZADD', FAIR, exact(-1 - value), what) end
 
 -- A key waits from now on, not behind the time of the queue.
+local joined = false
 local function join_fair(name)
   if call('ZSCORE', FAIR, 'w' .. name) then return end
   local own = tonumber(call('ZSCORE', FAIR, 'r' .. name) or RESTING) - RESTING
   call('ZADD', FAIR, exact(math.max(own, fair_value('v', 0))), 'w' .. name)
   call('ZREM', FAIR, 'r' .. name)
+  joined = true
 end
 
 -- A job has run: its key has paid the mean, and pays the rest.
@@ -581,6 +583,7 @@ end
 
 local is_more = want > 0 and not paused and call('EXISTS', FAIR) == 1 and take_turns(math.min(want, BATCH))
 
+joined = false
 -- Read from a lane what may start. What may not makes room for the next.
 local function read_lane(digit, ask)
   local got = {}
@@ -623,6 +626,6 @@ if wake and wake < next_due then next_due = wake end
 if want > 0 and not paused then
   local opens = tonumber(call('ZRANGE', OPENINGS, 0, 0, 'WITHSCORES')[2] or FAR)
   if opens < FAR then next_due = math.min(next_due, math.ceil(opens / 1000)) end
-  if parked >= BATCH or is_more then next_due = now end
+  if parked >= BATCH or is_more or joined then next_due = now end -- who joined while lanes were read had no turn yet
 end
 return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped}

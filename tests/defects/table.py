@@ -251,6 +251,36 @@ DEFECTS = (
         "scripts/test_gates.py",
     ),
     Defect(
+        "who joins the turns while lanes are read is left to the next beat", "scripts/cycle.lua",
+        " or is_more or joined then", " or is_more then",
+        "scripts/test_fair.py",
+    ),
+    Defect(
+        "a key that comes late has saved up its time", "scripts/cycle.lua",
+        "exact(math.max(own, fair_value('v', 0))), 'w' .. name)", "exact(own), 'w' .. name)",
+        "scripts/test_fair.py properties/test_state_machine.py",
+    ),
+    Defect(
+        "a key does not pay what its jobs ran", "scripts/cycle.lua",
+        "if string.byte(specs[i], 2) == 102 then charge(specs[i], records[left[i]]) end", "",
+        "scripts/test_fair.py",
+    ),
+    Defect(
+        "slow jobs have nothing by right", "lanes.py",
+        "return max(1, share // RIGHT_OF_SHARE)", "return 0",
+        "properties/test_starvation.py",
+    ),
+    Defect(
+        "the slow lane is read when all others are empty only", "lanes.py",
+        "found += ((slow, due, 0), (fast, 128, 0)", "found += ((slow, 0, 0), (fast, 128, 0)",
+        "properties/test_starvation.py",
+    ),
+    Defect(
+        "a job by name gets past the limits of its handler", "worker/slots.py",
+        "refusal = limited(delivery, spec)", "pass",
+        "worker/test_gates.py",
+    ),
+    Defect(
         "what an idle worker reads passes no gate", "worker/pump.py",
         "if delivery.raw.startswith(GATED)]\n            if gated", "if not delivery.raw]\n            if gated",
         "worker/test_gates.py",

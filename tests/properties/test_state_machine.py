@@ -78,7 +78,7 @@ wants = st.sampled_from([2, 1, 3, 0])
 seldom = st.sampled_from([False, False, False, True])
 scopes = st.sampled_from(["", "k", "s", "d", "t", ""])
 new_jobs = st.tuples(
-    places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes, st.integers(-1, 2)
+    places, st.integers(1, 6), seldom, st.integers(-2, 1), st.booleans(), st.booleans(), scopes, st.integers(-1, 4)
 )
 """Name, lane, delayed, dedup key (below 0: none), dedup window, keep the result, dedup scope, its gates (below 0: none)."""
 WORDS = {"": "", "s": "s", "k": "k", "t": f"t{LONG_MS}", "d": f"d{LONG_MS * 2}"}
@@ -86,9 +86,25 @@ WORDS = {"": "", "s": "s", "k": "k", "t": f"t{LONG_MS}", "d": f"d{LONG_MS * 2}"}
 outcomes = st.lists(st.sampled_from(OUTCOMES), max_size=3)
 
 PickedJob = tuple[int, int, bool, int, bool, bool, str, int]
-GATES = [("k:h:0", "h:h"), ("k:h:1", "h:h"), ("h:h",)]
+GATES = [("k:h:0", "h:h"), ("k:h:1", "h:h"), ("h:h",), ("f:a", "h:h"), ("f:b",)]
 LIMITS = {"k:h:0": 1, "k:h:1": 1, "h:h": 2}
 """One job of a user at a time, and two of the handler."""
+WEIGHTS = {"f:a": 1, "f:b": 3}
+"""Two keys of a fair queue."""
+RESTING = 2.0**44
+"""Behind it lie the virtual times of keys that do not wait, as in cycle.lua."""
+
+
+def spec_of(gates: tuple[str, ...]) -> str:
+    """Return gates as an envelope has them."""
+    return " ".join(f"f{WEIGHTS[gate]},0={gate}" if gate in WEIGHTS else f"c{LIMITS[gate]},0={gate}" for gate in gates)
+
+
+def ran_ms(name: str) -> int:
+    """Return how long jobs of that name run."""
+    return 1 + 9 * int(name[-1])
+
+
 Shares = list[Read]
 
 
@@ -125,11 +141,18 @@ class Live:
     """How many of its gates it has passed; it holds a place at each."""
     waits_at: str = ""
     """The gate that it waits at; then it is in no lane."""
+    paid: float | None = None
+    """What its key has paid for the turn that it had."""
 
     @property
     def order(self) -> tuple[int, int, str]:
         """Where it stands among those who wait at a gate."""
         return (self.digit - 1) % 3, self.enqueued_ms, self.id
+
+    @property
+    def place_at_gate(self) -> str:
+        """The token of a job that waits at a gate."""
+        return f"z={self.waits_at}\0p{self.order[0]}{self.enqueued_ms:013}{self.id}"
 
     @property
     def runs(self) -> bool:
@@ -140,6 +163,53 @@ class Live:
     def entry(self) -> str:
         """The id of its entry."""
         return (self.token or "")[1:].partition("*")[0]
+
+
+@dataclass
+class Turns:
+    """Whose turn it is: the scores of `fair`, with the arithmetic of the scripts, to the last bit."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def value(self, what: str, default: float) -> float:
+        """The virtual time of the queue, or the mean run time."""
+        return -1 - self.scores[what] if what in self.scores else default
+
+    def join(self, gate: str) -> None:
+        """A key waits from now on."""
+        if "w" + gate not in self.scores:
+            own = self.scores.pop("r" + gate, RESTING) - RESTING
+            self.scores["w" + gate] = max(own, self.value("v", 0))
+
+    def charge(self, gate: str, paid: float, ran: float) -> None:
+        """A job has run, and its key pays the rest."""
+        mean = self.value("m", 1)
+        self.scores["m"] = -1 - (mean + (ran - mean) / 8)
+        who = next((letter + gate for letter in "wr" if letter + gate in self.scores), None)
+        if who:
+            self.scores[who] += (ran - paid) / WEIGHTS[gate]
+
+    def first(self) -> str | None:
+        """The gate of the key whose turn it is."""
+        waiting = [(score, name) for name, score in self.scores.items() if name[0] == "w"]
+        return min(waiting)[1][1:] if waiting else None
+
+    def took(self, gate: str, *, mean: float, let_in: bool, others: bool) -> float:
+        """A key had its turn, whether or not a job of it was there; returns the virtual time of its start."""
+        own = start = self.scores.pop("w" + gate)
+        if let_in:
+            own += mean / WEIGHTS[gate]
+        if let_in and others:
+            self.scores["w" + gate] = own
+        else:
+            self.scores["r" + gate] = RESTING + own
+        return start
+
+    def advance(self, virtual: float) -> None:
+        """The queue is as far as this; keys that rest and are not ahead of it need not be known."""
+        self.scores["v"] = -1 - virtual
+        for name in [name for name, score in self.scores.items() if name[0] == "r" and score < RESTING + virtual]:
+            del self.scores[name]
 
 
 @dataclass
@@ -160,13 +230,14 @@ class Model:
     """Gates where this very cycle has freed a place."""
     to_look_at: list[str] = field(default_factory=list)
     """Gates that the next cycle looks at that wants jobs."""
+    turns: Turns = field(default_factory=Turns)
     results: set[str] = field(default_factory=set)
     letters: Counter[str] = field(default_factory=Counter)
 
     def end(self, name: str) -> None:
         """A job ends, and its dedup key with it."""
         job = self.live.pop(name)
-        self.freed += job.gates[: job.passed]
+        self.freed += [gate for gate in job.gates[: job.passed] if gate in LIMITS]
         self.ends[name] += 1
         if job.keep:
             self.results.add(name)
@@ -212,7 +283,8 @@ class Seen:
     """Everything that lies in the partition, at one moment."""
 
     def __init__(self, raw: list[Any]) -> None:
-        index, delayed, payload, workers, outbox, dead, pause, lanes, gates, known, keys = raw
+        index, delayed, payload, workers, outbox, dead, pause, lanes, gates, known, fair, keys = raw
+        self.fair = {_text(name): float(score) for name, score in zip(fair[::2], fair[1::2], strict=True)}
         self.gates = {_text(member) for member in gates}
         self.places = _pairs(known)
         self.raw = raw
@@ -262,12 +334,13 @@ end
 return {redis.call('HGETALL', KEYS[7]), redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES'), redis.call('HGETALL', KEYS[9]),
   redis.call('ZRANGE', KEYS[10], 0, -1, 'WITHSCORES'), redis.call('XRANGE', KEYS[11], '-', '+'),
   redis.call('XRANGE', KEYS[12], '-', '+'), redis.call('HGET', KEYS[13], 'queue'), lanes,
-  redis.call('ZRANGE', KEYS[14], 0, -1), redis.call('HGETALL', KEYS[15]), keys}
+  redis.call('ZRANGE', KEYS[14], 0, -1), redis.call('HGETALL', KEYS[15]),
+  redis.call('ZRANGE', KEYS[16], 0, -1, 'WITHSCORES'), keys}
 """
 """A script: one look is one moment, and a tenth of the time that twenty commands take."""
 
 STRUCTURE = re.compile(
-    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|counts|gates|places|openings)"
+    r"\{sq:q:0\}:(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|control|pause|counts|gates|places|openings|fair)"
 )
 
 
@@ -295,7 +368,7 @@ class Bench:
         keys = self.partition.keys
         self.look_keys = [
             *keys.lanes, keys.index, keys.delayed, keys.payload, keys.workers, keys.outbox, keys.dead, keys.pause,
-            keys.gates, keys.places,
+            keys.gates, keys.places, keys.fair,
         ]  # fmt: skip
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
@@ -356,9 +429,12 @@ class QueueMachine(RuleBasedStateMachine):
             job.enqueued_ms = self.seen.enqueued_ms[name]
             if job.token is None:
                 job.token = self.seen.index[name]
-                assert (
-                    job.token == f"z{job.mark}" if job.is_delayed else re.fullmatch(rf"{job.digit}\d+-\d+", job.token)
-                )
+                if job.waits_at:
+                    assert job.token == job.place_at_gate
+                elif job.is_delayed:
+                    assert job.token == f"z{job.mark}"
+                else:
+                    assert re.fullmatch(rf"{job.digit}\d+-\d+", job.token)
 
     def worker(self, number: int) -> str:
         """Choose a worker: mostly one that lives, and one in four times any that ever was."""
@@ -402,7 +478,7 @@ class QueueMachine(RuleBasedStateMachine):
             job = Live(name, digit, key, window, keep, scope, is_delayed=is_late, gates=gates)
             envelope = Envelope(
                 "h", dedup=key, dedup_window_ms=LONG_MS * window, dedup_scope=scope, keep_result_ms=LONG_MS * keep,
-                gates=" ".join(f"c{LIMITS[gate]},0={gate}" for gate in gates),
+                gates=spec_of(gates),
             )  # fmt: skip
             jobs.append(NewJob(name, digit, encode_envelope(envelope), LONG_MS * is_late, key, WORDS[scope]))
             expected.append(self._added(job))
@@ -432,6 +508,9 @@ class QueueMachine(RuleBasedStateMachine):
             model.locks[job.lock] = (job.id, job.scope == "t")
             self.holders.add(job.id)
         model.live[job.id] = job
+        if job.gates[:1] and job.gates[0] in WEIGHTS and not job.is_delayed:
+            job.waits_at = job.gates[0]
+            model.turns.join(job.waits_at)
         return "n"
 
     def _stands_in(self, job: Live, name: str, is_timed: bool) -> str:
@@ -737,8 +816,12 @@ class QueueMachine(RuleBasedStateMachine):
         taken: list[tuple[str, str]] = []
         if not self.model.is_paused:
             want = self._taken_over(name, want, was_away, unread, taken)
-            self._read(name, want, order, unread, taken)
+            if want and self.model.turns.scores:
+                self._take_turns(want, unread)
+            want = self._read(name, want, order, unread, taken)
+        waits_for_turn = want and not self.model.is_paused and self.model.turns.first()
         reply = self.run(call)
+        assert not waits_for_turn or 0 <= reply.next_due_ms <= reply.server_ms, "who has room comes again at once"
         assert [_text(job) for job in reply.refused] == refused
         assert [_text(job) for job in reply.lost] == not_ours
         assert reply.is_paused == self.model.is_paused
@@ -757,7 +840,7 @@ class QueueMachine(RuleBasedStateMachine):
         report.markers = markers = self.markers[name]
         self.thrown_away = set(zip(markers[::2], markers[1::2], strict=True))
         for delivery, outcome in ended:
-            item = settle(delivery, outcome, 1, 2)
+            item = settle(delivery, outcome, 1, 1 + ran_ms(_text(delivery.id)))
             assert item is not None
             add_to_report(report, item)
             self.known[name].pop(_text(delivery.id), None)
@@ -776,13 +859,15 @@ class QueueMachine(RuleBasedStateMachine):
             return False
         name = _text(delivery.id)
         job = self.model.live[name]
+        if job.paid is not None and not isinstance(outcome, Snoozed | Parked):
+            self.model.turns.charge(job.gates[0], job.paid, ran_ms(name))
         if not isinstance(outcome, Retrying | Snoozed | Parked):
             self.model.end(name)
             self.model.letters[name] += isinstance(outcome, Dead)
             return True
         job.token, job.holder, job.delivery, job.crashes = None, None, 0, 0
-        self.model.freed += job.gates[: job.passed]
-        job.passed = 0
+        self.model.freed += [gate for gate in job.gates[: job.passed] if gate in LIMITS]
+        job.passed, job.paid = 0, None
         job.waits_for, job.is_due, job.enqueued_ms = None, False, delivery.enqueued_ms
         if isinstance(outcome, Parked):
             is_held = outcome.what[0] == "?" or outcome.what in self.model.blocks
@@ -883,8 +968,8 @@ class QueueMachine(RuleBasedStateMachine):
     def _read(
         self, name: str, want: int, order: Shares, unread: dict[int, list[str | None]],
         taken: list[tuple[str, str]],
-    ) -> None:  # fmt: skip
-        """New entries, lane by lane; then what the shares left over."""
+    ) -> int:  # fmt: skip
+        """New entries, lane by lane; then what the shares left over. Returns what is still wanted."""
         slow = 0
         for is_first in (True, False):
             for digit, most_now, most_then in order:
@@ -893,6 +978,7 @@ class QueueMachine(RuleBasedStateMachine):
                 kept = self._read_lane(name, ask, unread[digit], taken)
                 want -= kept
                 slow += kept if digit > 3 else 0
+        return want
 
     def _read_lane(self, name: str, ask: int, waiting: list[str | None], taken: list[tuple[str, str]]) -> int:
         """Read from a lane; a job that may not start makes room for the next one, a wake-up entry does not."""
@@ -939,8 +1025,30 @@ class QueueMachine(RuleBasedStateMachine):
         for gate in gates:
             self._let_in(gate, unread)
 
+    def _take_turns(self, most: int, unread: dict[int, list[str | None]]) -> None:
+        """As many go on as are wanted, always the first one of the key whose turn it is."""
+        turns = self.model.turns
+        virtual, mean = turns.value("v", 0), turns.value("m", 1)
+        for _ in range(most):
+            gate = turns.first()
+            if gate is None:
+                break
+            waiting = self._waiting_at(gate)
+            if waiting:
+                job = waiting[0]
+                job.waits_at, job.passed, job.paid = "", 1, mean
+                if self._may_start(job):
+                    job.token = None
+                    unread[job.digit].append(job.id)
+            virtual = max(virtual, turns.took(gate, mean=mean, let_in=bool(waiting), others=len(waiting) > 1))
+        turns.advance(virtual)
+
     def _let_in(self, gate: str, unread: dict[int, list[str | None]]) -> None:
-        """Those who wait go on, in order, as long as there are places."""
+        """Those who wait go on, in order, as long as there are places; for a turn it takes another look."""
+        if gate in WEIGHTS:
+            if self._waiting_at(gate):
+                self.model.turns.join(gate)
+            return
         for job in self._waiting_at(gate):
             if self._places_at(gate) >= LIMITS[gate]:
                 return
@@ -953,9 +1061,11 @@ class QueueMachine(RuleBasedStateMachine):
         """Take a place at each gate from where the job is; or it waits at the first one that has none for it."""
         for gate in job.gates[job.passed :]:
             is_first = all(other.order > job.order for other in self._waiting_at(gate))
-            if self._places_at(gate) >= LIMITS[gate] or not is_first:
+            if gate in WEIGHTS or self._places_at(gate) >= LIMITS[gate] or not is_first:
                 job.waits_at, job.holder, job.delivery, job.crashes = gate, None, 0, 0
-                job.token = f"z={gate}\0p{job.order[0]}{job.enqueued_ms:013}{job.id}"
+                job.token = job.place_at_gate
+                if gate in WEIGHTS:
+                    self.model.turns.join(gate)
                 return False
             job.passed += 1
         return True
@@ -964,7 +1074,7 @@ class QueueMachine(RuleBasedStateMachine):
     def no_more_than_the_limit_have_passed_a_gate_and_nobody_waits_where_there_is_room(self) -> None:
         """What is counted is who is there, and the server has there whom the model has."""
         jobs = list(self.model.live.values())
-        places = {f"{gate}\0h{job.id}" for job in jobs for gate in job.gates[: job.passed]}
+        places = {f"{gate}\0h{job.id}" for job in jobs for gate in job.gates[: job.passed] if gate in LIMITS}
         assert self.seen.gates == places | {(job.token or "")[2:] for job in jobs if job.waits_at}
         said = {job.id: "-" if job.waits_at else "+" for job in jobs if job.waits_at or job.passed}
         assert {name: word[0] for name, word in self.seen.places.items()} == said
@@ -973,6 +1083,13 @@ class QueueMachine(RuleBasedStateMachine):
             if gate not in self.model.to_look_at and self._waiting_at(gate):
                 assert self._places_at(gate) == limit
         assert all(job.passed == len(job.gates) for job in jobs if job.runs and job.id in self.known[job.holder or ""])
+
+    @invariant()
+    def keys_of_a_fair_queue_have_paid_what_their_jobs_ran_and_nobody_who_waits_for_a_turn_is_forgotten(self) -> None:
+        """The server's sums are the model's, and whoever waits is among those from whom the next one is chosen."""
+        assert self.seen.fair == self.model.turns.scores
+        waiting = {"w" + job.waits_at for job in self.model.live.values() if job.waits_at in WEIGHTS}
+        assert waiting <= self.seen.fair.keys()
 
     # Small questions.
 

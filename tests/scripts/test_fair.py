@@ -95,6 +95,18 @@ async def test_a_job_that_is_tried_again_takes_its_turn(board):
     assert b"a1" in again
 
 
+async def test_a_job_that_comes_out_of_a_lane_to_wait_for_its_turn_has_it_at_once(board):
+    """One that is tried again, was delayed, or came without gates; a worker with room would notice it with its next beat."""
+    await board.join("w1")
+    await add(board, "a", "a1")
+    job = next(job for job in (await board.cycle("w1", 2)).deliveries)
+    reply = await board.cycle("w1", 1, requeued=[job.token, job.id, 0, 2, job.enqueued_ms, job.raw, b""])
+    while not reply.deliveries:
+        assert 0 <= reply.next_due_ms <= reply.server_ms
+        reply = await board.cycle("w1", 1, markers=reply.markers)
+    assert [job.id for job in reply.deliveries] == [b"a1"]
+
+
 async def test_a_fair_job_passes_the_gates_of_its_handler_as_well(board):
     await board.join("w1")
     await add(board, "a", "a1", "a2", gates=FAIR_AND_ONE_PER_KEY)
