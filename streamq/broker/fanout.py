@@ -190,6 +190,21 @@ class FanOuts:
         """Forget a page that is enqueued whole."""
         await self._partition.wire.call("DEL", self._page_key(producer, cursor))
 
+    async def slow_means(self, handler: str) -> dict[str, int]:
+        """Return the mean run times in ms of the users of a handler who are known as slow, by user key."""
+        means: dict[str, int] = {}
+        cursor: Any = b"0"
+        while True:
+            cursor, flat = await self._partition.wire.call(
+                "HSCAN", self._partition.keys.cost, cursor, "COUNT", _SCAN_COUNT
+            )
+            for field, value in zip(flat[::2], flat[1::2], strict=True):
+                owner, _, key = field.decode("utf-8", "replace").partition("|")
+                if owner == handler:
+                    means[key] = int(value.partition(b"|")[0])
+            if cursor == b"0":
+                return means
+
     async def living(self, schedule: str, cursor: bytes) -> tuple[bytes, list[str]]:
         """List some of the jobs of a schedule that have not ended, with the cursor for more; `b"0"` begins and ends."""
         following, flat = await self._partition.wire.call(

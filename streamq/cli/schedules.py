@@ -114,6 +114,7 @@ def show(settings: Settings, name: str, count: int, out: Output) -> None:
 @click.option("--database", metavar="NAME", help="The database of --collection; streamq's own unless given.")
 @click.option("--field", help="The field of --collection with the user's id; _id unless given. It needs an index.")
 @click.option("--query", metavar="JSON", help="Which documents of --collection count.")
+@click.option("--cost", metavar="FIELD", help="A number in --collection that rises with how long a user's job runs.")
 @click.option("--user", "ids", multiple=True, metavar="ID", help="Its users instead: this one. Repeat for more.")
 @click.option("--timezone", help="Of --cron; UTC unless given.")
 @click.option(
@@ -153,7 +154,7 @@ def _from_options(given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("say when, with --cron or with --every")
     if not given["handler"]:
         raise click.UsageError("say what runs, with --handler")
-    users = {key: given[key] for key in ("pages", "collection", "database", "field") if given[key]}
+    users = {key: given[key] for key in ("pages", "collection", "database", "field", "cost") if given[key]}
     if given["query"]:
         users["query"] = _json(given["query"], "--query")
     if given["ids"]:

@@ -6,6 +6,7 @@ A cursor is the last id of the page before, whatever its type. Users that come o
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ _LARGEST_PAGE = 100_000
 class UserPages:
     """A page function over a collection: `app.cron("0 * * * *", handler=refresh, name="all")(UserPages(...))`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each says one thing of the collection
         self,
         url: str,
         database: str,
@@ -35,6 +36,7 @@ class UserPages:
         field: str = "_id",
         query: Mapping[str, Any] | None = None,
         size: int = 1000,
+        cost: str | None = None,
     ) -> None:
         """Say where the users are; nothing is opened yet.
 
@@ -45,6 +47,8 @@ class UserPages:
             field: Holds the user's id, of any type; it needs an index, and each value counts once.
             query: Which documents count; None: all.
             size: Users of one page, 1 to 100,000.
+            cost: A field that hints how long a user's job runs: a number, 0 or more, that rises with it. A document where
+                it is missing, or anything else, gives no hint.
 
         Raises:
             ConfigurationError: The size is out of bounds, or the URL is not MongoDB's.
@@ -57,10 +61,11 @@ class UserPages:
         self._field = field
         self._query = dict(query or {})
         self._size = size
+        self._cost = cost
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mongo] = weakref.WeakKeyDictionary()
 
     async def __call__(self, cursor: str | None) -> tuple[list[Any], str | None]:
-        """Read a page.
+        """Read a page: of ids, or with `cost` of pairs of an id and its hint, None for one without.
 
         Raises:
             HistoryUnavailable: MongoDB is away.
@@ -70,7 +75,8 @@ class UserPages:
         mongo = self._mongo()
         key = [(self._field, 1)]
         query = {"$and": [self._query, {self._field: {"$ne": None}}]}
-        found = mongo.collection(self._collection).find(query, {self._field: 1}).sort(key).hint(key)
+        wanted = {self._field: 1} if self._cost is None else {self._field: 1, self._cost: 1}
+        found = mongo.collection(self._collection).find(query, wanted).sort(key).hint(key)
         last = _last(cursor)
         limit = self._size + (cursor is not None)  # the bound itself comes again
         if cursor is not None:
@@ -86,6 +92,9 @@ class UserPages:
             ) from error
         values = _values(documents, self._field)
         ids = [value for value in dict.fromkeys(values) if cursor is None or value != last]
+        if self._cost is not None:
+            costs = {value: _hint(each, self._cost) for value, each in zip(values[::-1], documents[::-1], strict=True)}
+            ids = [(value, costs[value]) for value in ids]
         return ids, json_util.dumps({"v": values[-1]}) if len(values) == limit else None
 
     async def close(self) -> None:
@@ -112,6 +121,13 @@ def _value(document: Mapping[str, Any], path: str) -> Any:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _hint(document: Mapping[str, Any], path: str) -> float | None:
+    """Return a number that can be a cost; what a collection holds else must not keep a user from being refreshed."""
+    value = _value(document, path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < math.inf else None
 
 
 def _last(cursor: str | None) -> Any:

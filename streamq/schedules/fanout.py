@@ -115,7 +115,7 @@ class FanOut:
         """
         pages = Pages(
             self._schedule, self._occurrence, self._desk.fanouts, self._desk.patience,
-            largest=self._desk.call_size, admits=self._desk.phase().filter,
+            largest=self._desk.call_size, admits=self._desk.phase().filter, by_cost=self._has_lanes,
         )  # fmt: skip
         try:
             await self._begin()
@@ -196,12 +196,17 @@ class FanOut:
         after = msgspec.structs.replace(after, cursor=page.following, offset=0, pages=state.pages + 1, anchor=anchor)
         return _Call(after, parcel, state.cursor, page.is_kept)
 
+    @property
+    def _has_lanes(self) -> bool:
+        settings = self._desk.settings
+        return settings.lanes and self._schedule.entry.handler.queue not in settings.fifo_queues
+
     def _job_maker(self, state: FanOutState) -> JobMaker:
         if self._maker is None or self._maker[0] != state.begun_ms:
             settings = self._desk.settings
             maker = JobMaker(
                 self._schedule, self._occurrence, state.begun_ms, max_payload_bytes=settings.max_payload_bytes,
-                lanes=settings.lanes and self._schedule.entry.handler.queue not in settings.fifo_queues,
+                lanes=self._has_lanes,
             )  # fmt: skip
             self._maker = (state.begun_ms, maker)
         return self._maker[1]

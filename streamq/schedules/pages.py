@@ -52,7 +52,7 @@ class Page:
 class Pages:
     """Reads the pages of one occurrence, one ahead."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a fan-out knows and a page needs
         self,
         schedule: Schedule,
         occurrence: Occurrence,
@@ -61,6 +61,7 @@ class Pages:
         *,
         largest: int,
         admits: Callable[[object], bool] | None = None,
+        by_cost: bool = False,
     ) -> None:
         """Prepare to read.
 
@@ -71,6 +72,7 @@ class Pages:
             patience: What waits for Redis.
             largest: The most users that one call takes.
             admits: Which users count; None: all. The others are left out of their pages.
+            by_cost: Whether users who are known as slow come first in their page, the slowest before all others.
         """
         self._schedule = schedule
         self._occurrence = occurrence
@@ -78,6 +80,8 @@ class Pages:
         self._patience = patience
         self._largest = largest
         self._admits = admits
+        self._by_cost = by_cost
+        self._means: Mapping[str, int] | None = None
         self._keep_ms = schedule.keep_ms(occurrence)
         self._reading: dict[str | None, asyncio.Task[Page]] = {}
 
@@ -130,11 +134,23 @@ class Pages:
             )
         if len(page.users) <= self._largest:
             return page
+        await self._put_slow_ones_first(page.users)
         raw = orjson.dumps([page.users, page.following])
         kept = await self._patience.call(
             lambda: self._fanouts.keep_page(self._occurrence.producer, cursor, raw, self._keep_ms)
         )
         return _decoded(kept)
+
+    async def _put_slow_ones_first(self, users: list[User]) -> None:
+        """Sort a page that is about to be stored: its order is then everybody's. What one call takes `add` sorts."""
+        if not self._by_cost:
+            return
+        if self._means is None:
+            handler = self._schedule.entry.handler.name
+            self._means = await self._patience.call(lambda: self._fanouts.slow_means(handler))
+        means = self._means
+        if means:
+            users.sort(key=lambda user: 0 if isinstance(user, dict) else -means.get(str(id_of(user)), 0))
 
     async def _called(self, cursor: str | None) -> Any:
         entry = self._schedule.entry

@@ -36,6 +36,8 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """Of that collection; empty: streamq's own."""
     field: str = "_id"
     query: dict[str, Any] = {}
+    cost: str = ""
+    """A field of that collection that hints how long a user's job runs."""
     ids: list[str | int] = []
     """The users themselves, up to 10,000."""
 
@@ -112,7 +114,10 @@ def _page(where: str, users: Users, app: StreamQ, settings: Settings) -> PageFun
         return _listed(where, users.ids)
     if users.collection:
         database = users.database or settings.mongodb_database
-        return UserPages(settings.mongodb_url, database, users.collection, field=users.field, query=users.query)
+        return UserPages(
+            settings.mongodb_url, database, users.collection,
+            field=users.field, query=users.query, cost=users.cost or None,
+        )  # fmt: skip
     if users.pages not in app.pages:
         known = ", ".join(sorted(app.pages)) or "none"
         raise ConfigurationError(

@@ -322,6 +322,14 @@ class TestUserPages:
         await users.create_index([("account.id", pymongo.ASCENDING)])
         assert await self.all_of(pages) == ["a0", "a2", "a4"]
 
+    async def test_a_field_may_say_what_users_cost(self, mongodb_url, mongo_database, mongo):
+        """What is no cost is no hint: a strange document must not keep its user from being refreshed."""
+        costs = [7, 2.5, None, "many", -1, float("nan"), True, [1]]
+        users = [{"_id": n, "size": {"records": cost}} for n, cost in enumerate(costs)]
+        await mongo.collection("users").insert_many([*users, {"_id": len(users)}])
+        pages = UserPages(mongodb_url, mongo_database, "users", size=4, cost="size.records")
+        assert await self.all_of(pages) == [(0, 7.0), (1, 2.5), *((n, None) for n in range(2, 9))]
+
     async def test_bad_input_is_named(self, mongodb_url, mongo_database):
         with pytest.raises(ConfigurationError, match="a page has 1 to 100,000 users, and 0 were asked for"):
             UserPages(mongodb_url, mongo_database, "users", size=0)
