@@ -28,6 +28,7 @@ from benchmarks.servers import RedisServer
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.systems.environments import make
 from benchmarks.waits import wait_for_readers, wait_until
+from streamq.broker.fanout import FanOuts
 from streamq.broker.server import Broker
 from streamq.lanes import cost_field
 from streamq.seeding import seed
@@ -110,34 +111,35 @@ def parts(waits: Waits, scale: Scale) -> list[Part]:
     users, fast_ms = scale.pick(1_000, 300), scale.pick(4.0, 3.0)
     return [
         Part(
-            ["fast_p99_vs_fifo", "makespan_vs_fifo", "slow_p99_vs_fifo", "first_hour_p99_vs_fifo"],
+            ["fast_p99_vs_fifo", "makespan_vs_fifo", "slow_p99_vs_fifo", "first_hour_p99_vs_fifo",
+             "first_hour_hint_p99_vs_fifo"],
             partial(_users, waits=waits, rounds=scale.pick(3, 1), users=users, fast_ms=fast_ms),
-            quick_s=14,
-        ),
-        Part(
-            ["first_hour_hint_p99_vs_fifo"],
-            partial(_hints, rounds=scale.pick(3, 1), users=users, fast_ms=fast_ms),
-            quick_s=10,
+            quick_s=17,
         ),
         Part(
             ["pareto_fast_p99_vs_fifo"],
             partial(_pareto, rounds=scale.pick(3, 1), users=scale.pick(10_000, 4_000)),
-            quick_s=10,
+            quick_s=8,
+        ),
+        Part(
+            ["whole_page_makespan_vs_calls"],
+            partial(_longest_first, rounds=scale.pick(3, 1), users=scale.pick(10_000, 1_000), least_ms=scale.pick(10.0, 2.0)),
+            quick_s=5,
         ),
         Part(
             ["lanes_throughput_ratio"],
             partial(_throughput, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
-            quick_s=8,
+            quick_s=5,
         ),
         Part(
             ["small_keys_p99_vs_alone"],
             partial(_small_keys, rounds=scale.pick(3, 1), many=scale.pick(100_000, 20_000)),
-            quick_s=15,
+            quick_s=7,
         ),
         Part(
             ["gates_throughput_ratio"],
             partial(_gates, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
-            quick_s=8,
+            quick_s=6,
         ),
         *(
             Part(
@@ -243,17 +245,19 @@ def _without_hints(visits: Sequence[Visit]) -> list[Visit]:
 
 
 def _users(report: Report, *, waits: Waits, rounds: int, users: int, fast_ms: float) -> None:
-    found: dict[str, list[Hour]] = {name: [] for name in ("fifo", "first", "learned")}
+    found: dict[str, list[Hour]] = {name: [] for name in ("fifo", "first", "learned", "hinted")}
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
         for number in report.rounds(rounds):
-            visits, fast, slow = _load(users, fast_ms, number)
-            visits = _without_hints(visits)
+            hinted, fast, slow = _load(users, fast_ms, number)
+            visits = _without_hints(hinted)
             server.flush()
             found["fifo"].append(_hour(server, visits, SLOTS, lanes="false"))
             server.flush()
             found["first"].append(_hour(server, visits, SLOTS, burst_slots=str(SLOTS)))
             found["learned"].append(_hour(server, visits, SLOTS))
+            server.flush()
+            found["hinted"].append(_hour(server, hinted, SLOTS))
     fifo, learned = found["fifo"], found["learned"]
     waits |= {"streamq, FIFO": fifo[-1].sides(fast, slow), "streamq": learned[-1].sides(fast, slow)}
     size = _size(users, fast_ms)
@@ -265,20 +269,8 @@ def _users(report: Report, *, waits: Waits, rounds: int, users: int, fast_ms: fl
     )  # fmt: skip
     _compare(report, "slow_p99_vs_fifo", (learned, fifo), 1.1, slow, size)
     _compare(report, "first_hour_p99_vs_fifo", (found["first"], fifo), 0.55, fast, f"{size}, {SLOTS} burst slots")
-
-
-def _hints(report: Report, *, rounds: int, users: int, fast_ms: float) -> None:
-    hinted, fifo = list[Hour](), list[Hour]()
-    with RedisServer() as server:
-        report.server, report.notes = server.version, NOTES
-        for number in report.rounds(rounds):
-            visits, fast, _ = _load(users, fast_ms, number)
-            server.flush()
-            fifo.append(_hour(server, _without_hints(visits), SLOTS, lanes="false"))
-            server.flush()
-            hinted.append(_hour(server, visits, SLOTS))
-    size = f"{_size(users, fast_ms)}, hints off by up to a half"
-    _compare(report, "first_hour_hint_p99_vs_fifo", (hinted, fifo), 0.1, fast, size)
+    size = f"{size}, hints off by up to a half"
+    _compare(report, "first_hour_hint_p99_vs_fifo", (found["hinted"], fifo), 0.1, fast, size)
 
 
 def _size(users: int, fast_ms: float) -> str:
@@ -299,7 +291,7 @@ def _compare(
 
 def _pareto(report: Report, *, rounds: int, users: int) -> None:
     """Give each user the run time of a quantile, so that all rounds have the same work. The seed of what is known."""
-    times = [10 * ((place + 0.5) / users) ** (-1 / 1.2) for place in range(users)]
+    times = _heavy_tail(users, 10.0)
     ours, fifo = list[float](), list[float]()
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
@@ -326,13 +318,41 @@ def _until_fast_ones_ended(server: RedisServer, visits: Sequence[Visit], fast: l
         return _watched(tallies.folder, visits, _enqueue(server, visits), child, set(fast))
 
 
-async def _know(server: RedisServer, visits: Sequence[Visit]) -> None:
-    """Tell the partition what an earlier hour would have taught it."""
+def _heavy_tail(users: int, least_ms: float) -> list[float]:
+    """Return the quantiles of a Pareto distribution, so that all rounds have the same work; the longest first."""
+    return [least_ms * ((place + 0.5) / users) ** (-1 / 1.2) for place in range(users)]
+
+
+def _longest_first(report: Report, *, rounds: int, users: int, least_ms: float) -> None:
+    """Enqueue users who are known in the order of a page that is sorted whole, and call by call of 128, as `add` does."""
+    whole, calls = list[float](), list[float]()
+    times = _heavy_tail(users, least_ms)
+    with RedisServer() as server:
+        report.server, report.notes = server.version, NOTES
+        for number in report.rounds(rounds):
+            visits = [Visit(f"u{place}", ms) for place, ms in enumerate(times)]
+            random.Random(number).shuffle(visits)
+            for side in (calls, whole):
+                server.flush()
+                means = asyncio.run(_know(server, visits))
+                page = sorted(visits, key=lambda each: -means.get(each.user, 0)) if side is whole else visits
+                side.append(_hour(server, page, PARETO_SLOTS).took_s)
+    report.add(
+        "whole_page_makespan_vs_calls", ratios(whole, calls), "x by calls", None,
+        f"{users:,} users, Pareto 1.2 from {least_ms:g} ms, {PARETO_SLOTS} slots, all known; the longest takes {times[0] / 1000:.1f} s",
+        detail={"s": median(whole), "by_calls_s": median(calls)},
+    )  # fmt: skip
+
+
+async def _know(server: RedisServer, visits: Sequence[Visit]) -> dict[str, int]:
+    """Tell the partition what an earlier hour would have taught it. Returns who is slow, and their mean ms."""
     broker = Broker(server.url)
     partition = broker.partition(app.QUEUE)
     await seed(partition, {cost_field("visit", each.user): each.ms for each in visits})
+    means = await FanOuts(partition).slow_means("visit")
     await partition.wire.close()
     await broker.close()
+    return means
 
 
 # One key with very many jobs.

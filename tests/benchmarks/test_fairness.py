@@ -67,6 +67,11 @@ def test_each_peer_has_a_figure_in_a_full_run_and_none_in_a_quick_one():
     assert not any(name.startswith(system) for name in quick for system in PEERS)
 
 
+def test_a_quick_run_is_planned_for_fifty_seconds():
+    """Rounds beyond the first are begun only within the plan."""
+    assert sum(part.quick_s for part in parts({}, Scale(quick=True))) <= 50
+
+
 def test_the_picture_rises_with_every_user_who_starts(tmp_path):
     """Without anybody there is none, and matplotlib is not needed."""
     assert started([3.0, 1.0, 2.0, 9.0]) == ([1.0, 2.0, 3.0, 9.0], [25.0, 50.0, 75.0, 100.0])
