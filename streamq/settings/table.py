@@ -94,7 +94,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_file: Annotated[str, _about("file that a live worker or parent writes each 5 s, for streamq health")] = ""
     max_payload_bytes: Annotated[int, _about("largest job that may be enqueued", ge=1)] = 262_144
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0
-    slow_share: Annotated[float, _about("share of the slots that slow jobs may hold", ge=0, le=1)] = 0.5
+    slow_share: Annotated[
+        float,
+        _about("share of the slots that slow jobs may hold while fast ones wait; a quarter of it by right", ge=0, le=1),
+    ] = 0.5
     lanes: Annotated[bool, _about("learn who is slow, and keep slow jobs from holding up fast ones")] = True
     fifo_queues: Annotated[
         tuple[_QueueName, ...],

@@ -59,10 +59,16 @@ class Shop:
     """Slow job to its arrival, and to how many slow ones were waiting or running then."""
     started: list[Started] = field(default_factory=list)
     waiting_slow: int = 0
+    slow_digit: int = 5
+    """Of the lane of slow jobs."""
+    held: list[tuple[int, int]] = field(default_factory=list)
+    """After each cycle: slots that slow jobs hold, and fast jobs that wait."""
+    waiting_fast: int = 0
 
     async def arrive(self, kind: str, number: int) -> None:
         """Enqueue some jobs."""
-        digit = 5 if kind == SLOW else 2
+        digit = self.slow_digit if kind == SLOW else 2
+        self.waiting_fast += number * (kind == FAST)
         jobs = [NewJob(f"{kind}-{next(names)}", digit, b"{}") for _ in range(number)]
         for job in jobs:
             if kind == SLOW:
@@ -99,10 +105,12 @@ class Shop:
             self.running[delivery.id] = (kind, self.now_ms)
             self.tokens[delivery.id] = delivery.token
             heapq.heappush(self.ends, (self.now_ms + (FAST_MS if kind == FAST else SLOW_MS), delivery.id))
+            self.waiting_fast -= kind == FAST
             if kind == SLOW:
                 at_ms, ahead = self.arrived[delivery.id]
                 self.started.append(Started(self.now_ms - at_ms, ahead))
                 self.waiting_slow -= 1
+        self.held.append((sum(kind == SLOW for kind, _ in self.running.values()), self.waiting_fast))
 
     async def work_until(self, end_ms: int | None) -> None:
         """Let time pass, from one end of a job to the next; without an end, until all is done."""
@@ -182,3 +190,41 @@ def test_a_fast_lane_that_never_runs_empty_does_not_starve_the_slow_one(redis_ur
 
     shop = loop.run(run())
     assert shop.started[0].waited_ms <= FAST_MS
+
+
+@pytest.mark.parametrize(
+    ("capacity", "share", "slow_digit", "beside_fast_ones"),
+    [
+        (16, 0.5, 5, 2),
+        (16, 0.5, 4, 8),
+        (16, 0.25, 4, 4),
+        (16, 1.0, 5, 4),
+        (6, 0.5, 5, 1),
+        (6, 0.5, 4, 3),
+        (8, 0.1, 4, 1),
+    ],
+)
+def test_slow_jobs_hold_their_right_beside_fast_ones_their_share_with_a_higher_priority_and_everything_alone(
+    redis_url, loop, capacity, share, slow_digit, beside_fast_ones
+):
+    """What `slow_share` says: never more while fast jobs wait, and a quarter of it by right. 4 is the lane `high.slow`."""
+
+    async def run() -> Shop:
+        broker = Broker(redis_url)
+        partition = broker.partition(f"q{next(names)}")
+        try:
+            await partition.register("w")
+            shop = Shop(partition, capacity, share, slow_digit=slow_digit)
+            await shop.arrive(FAST, 400)
+            await shop.arrive(SLOW, 100)
+            await shop.work_until(None)
+            return shop
+        finally:
+            await partition.wire.close()
+            await broker.close()
+
+    held = loop.run(run()).held
+    beside = [slow for slow, waiting_fast in held if waiting_fast]
+    assert set(beside) == {beside_fast_ones}
+    assert beside_fast_ones <= slow_share(capacity, share)
+    assert max(slow for slow, waiting_fast in held if not waiting_fast) == capacity
