@@ -211,7 +211,7 @@ end
 local function set_fair_value(what, value) call('ZADD', FAIR, exact(-1 - value), what) end
 
 -- A key waits from now on, not behind the time of the queue.
-local joined = false
+local joined
 local function join_fair(name)
   if call('ZSCORE', FAIR, 'w' .. name) then return end
   local own = tonumber(call('ZSCORE', FAIR, 'r' .. name) or RESTING) - RESTING

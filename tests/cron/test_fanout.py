@@ -126,7 +126,6 @@ async def test_users_that_cannot_be_enqueued_are_told_and_counted(office, said, 
     assert alarm["schedule"] == "hourly"
 
 
-@pytest.mark.parametrize("count", [30, 300])
 async def test_users_of_a_large_page_who_are_known_as_slow_come_first_the_slowest_before_all_others(office):
     """An hour that ends with its longest job is as much longer; a page is stored in this order, so a crash changes nothing."""
     known = {"u9": 300, "u700": 9_000, "u999": 1_000}
@@ -139,6 +138,7 @@ async def test_users_of_a_large_page_who_are_known_as_slow_come_first_the_slowes
     assert [user for user in order if user not in known] == [user for user in USERS if user not in known]
 
 
+@pytest.mark.parametrize("count", [30, 300])
 async def test_a_page_may_say_what_users_cost(office, said, count):
     """Jobs of those that stand out wait in the slow lane; also when the page is stored, for it takes several calls."""
     costs = {f"u{number}": 7 if number % 10 else 7_000 for number in range(count)}
