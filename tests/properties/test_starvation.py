@@ -215,7 +215,8 @@ def test_slow_jobs_hold_their_right_beside_fast_ones_their_share_with_a_higher_p
         try:
             await partition.register("w")
             shop = Shop(partition, capacity, share, slow_digit=slow_digit)
-            await shop.arrive(FAST, 400)
+            for _ in range(4):
+                await shop.arrive(FAST, 100)
             await shop.arrive(SLOW, 100)
             await shop.work_until(None)
             return shop
