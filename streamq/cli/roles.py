@@ -70,7 +70,9 @@ def _workers(settings: Settings, name: str | None, directory: Path) -> int:
 
 
 @click.command()
-@setting_options("APP", "queues", "mongodb_database", "outbox_max", *_LOGS)
+@setting_options(
+    "APP", "queues", "mongodb_database", "outbox_max", "recorder_host", "recorder_port", "heartbeat_file", *_LOGS
+)
 def recorder(settings: Settings) -> int:
     """Bring the status of jobs from Redis to MongoDB.
 
@@ -96,7 +98,7 @@ def _with_app(settings: Settings) -> Settings:
 
 
 @click.command()
-@setting_options("APP", "mongodb_database", "history", "cron_host", "cron_port", *_LOGS)
+@setting_options("APP", "mongodb_database", "history", "cron_host", "cron_port", "heartbeat_file", *_LOGS)
 @click.option(
     "--now", is_flag=True, help="Fire the current occurrence of each schedule, and end. A repeat adds nothing."
 )

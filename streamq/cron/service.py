@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamq.cron.health import serving
+from streamq.cron.health import checks, serving
 from streamq.cron.roster import Roster, check_app
 from streamq.cron.watch import Watch
 from streamq.logs import event
 from streamq.mongo import Mongo, Statuses
 from streamq.parentlink import ParentLink
-from streamq.process import notify, watchdog_period_s
+from streamq.probes import keep_reporting
+from streamq.process import Reporter
 from streamq.schedules.desks import desks
 from streamq.schedules.patience import Stopped
 
@@ -32,11 +35,13 @@ async def run(settings: Settings, app: StreamQ, stop: asyncio.Event) -> None:
     MongoDB being away is waited for.
 
     Raises:
-        ConfigurationError: A schedule in code cannot be used, or Redis is not what streamq needs.
+        ConfigurationError: A schedule in code cannot be used, Redis is not what streamq needs, or the heartbeat file
+            cannot be written.
     """
     check_app(settings, app)
     link = ParentLink.open()
     link.hello([])
+    reporter = Reporter(Path(settings.heartbeat_file) if settings.heartbeat_file and not link.present else None)
     watching = asyncio.create_task(_stop_without_parent(link, stop))
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database) if settings.history else None
     try:
@@ -45,11 +50,11 @@ async def run(settings: Settings, app: StreamQ, stop: asyncio.Event) -> None:
             watch = Watch(settings, roster, bureau, Statuses(mongo) if mongo is not None else None)
             async with serving(settings, watch):
                 await roster.begin()
-                await _keep(roster, watch, stop, link)
+                await _keep(roster, watch, stop, link, reporter)
     except Stopped:
         pass
     finally:
-        notify("STOPPING=1")
+        reporter.stopping()
         watching.cancel()
         link.bye()
         link.close()
@@ -57,16 +62,18 @@ async def run(settings: Settings, app: StreamQ, stop: asyncio.Event) -> None:
             await mongo.close()
 
 
-async def _keep(roster: Roster, watch: Watch, stop: asyncio.Event, link: ParentLink) -> None:
+async def _keep(roster: Roster, watch: Watch, stop: asyncio.Event, link: ParentLink, reporter: Reporter) -> None:
+    def status() -> str:
+        return f"{len(roster.listed)} schedules"
+
     helpers = [
-        asyncio.create_task(link.keep_ticking(lambda: (0, 1))),
-        asyncio.create_task(_feed_watchdog()),
+        asyncio.create_task(keep_reporting(link, reporter, partial(checks, watch), status, lambda: (0, 1))),
         asyncio.create_task(watch.keep()),
     ]
     names = ", ".join(each.name for each in roster.listed)
     event(_log, logging.INFO, "cron.started", schedules=names)
     link.ready()
-    notify("READY=1", f"STATUS={len(roster.listed)} schedules")
+    reporter.ready(status())
     try:
         await roster.keep(stop)
     finally:
@@ -74,13 +81,6 @@ async def _keep(roster: Roster, watch: Watch, stop: asyncio.Event, link: ParentL
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
         event(_log, logging.INFO, "cron.stopped")
-
-
-async def _feed_watchdog() -> None:
-    period_s = watchdog_period_s()
-    while period_s is not None:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(period_s)
 
 
 async def _stop_without_parent(link: ParentLink, stop: asyncio.Event) -> None:

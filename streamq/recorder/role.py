@@ -10,11 +10,13 @@ import random
 import signal
 import threading
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
-from streamq import logs, process
+from streamq import logs
 from streamq.broker.inspection import Inspection
 from streamq.broker.outbox import Lag, Outbox, OutboxEntry
 from streamq.broker.server import Broker
@@ -23,10 +25,12 @@ from streamq.errors import ConfigurationError, QueueFull, StreamQError, Unavaila
 from streamq.keys import Keys
 from streamq.mongo import Ledger, Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
-from streamq.process import be_nice, queued_s
+from streamq.probes import keep_reporting, serving
+from streamq.process import Reporter, be_nice, queued_s
 from streamq.recorder.documents import Malformed, kept_ms, merged, recorded
 from streamq.recorder.reconciler import KINDS, Finding, Mode, Reconciler
 from streamq.recorder.seen import Seen
+from streamq.recorder.standing import Standing
 from streamq.seeding import remembered, seed
 from streamq.settings import Settings
 
@@ -67,7 +71,14 @@ _log = logging.getLogger(__name__)
 class Recorder:
     """Records one partition."""
 
-    def __init__(self, broker: Broker, statuses: Statuses, keys: Keys, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        statuses: Statuses,
+        keys: Keys,
+        settings: Settings | None = None,
+        standing: Standing | None = None,
+    ) -> None:
         # Reading blocks a connection; whatever else is asked goes another way, under the same name.
         self._wires = (broker.wire(), broker.wire())
         self._reader = Outbox(self._wires[0], keys)
@@ -75,6 +86,8 @@ class Recorder:
         self._seen = Seen(Inspection(self._wires[1], keys))
         self._statuses = statuses
         self._queue = keys.queue
+        self._standing = standing or Standing()
+        self._standing.late_s[self._queue] = lambda: self.lag.oldest_ms / 1000
         settings = settings or Settings()
         self._outbox_max = settings.outbox_max
         self._kept_ms = kept_ms(settings)
@@ -94,8 +107,10 @@ class Recorder:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_until(stop, self._record, self._queue, rest_s=lambda: 0))
-                tasks.create_task(_until(stop, self._look, self._queue, rest_s=lambda: LOOK_EVERY_S))
+                record = Repeated("record", self._queue, self._record, self._standing)
+                look = Repeated("look", self._queue, self._look, self._standing)
+                tasks.create_task(record.until(stop))
+                tasks.create_task(look.until(stop, rest_s=lambda: LOOK_EVERY_S))
             with contextlib.suppress(StreamQError):
                 await self._side.leave()
         finally:
@@ -160,9 +175,11 @@ class Recorder:
                 if stop.is_set():
                     raise
                 failures += 1
+                self._standing.note(f"write {self._queue}", error)
                 _say_unavailable(self._queue, error, failures)
                 await _rest(stop, _backoff_s(failures))
             else:
+                self._standing.note(f"write {self._queue}", None)
                 self.recorded += len(batch)
                 return
 
@@ -210,14 +227,16 @@ class Recorder:
 class Reconciliation:
     """Reconciles one partition every minute, unless another recorder does."""
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    def __init__(self, reconciler: Reconciler, standing: Standing | None = None) -> None:
         self._reconciler = reconciler
+        self._standing = standing or Standing()
         self._told: dict[str, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on until told to stop; servers may come and go."""
         try:
-            await _until(stop, self._round, self._reconciler.queue, rest_s=self._rest_s)
+            rounds = Repeated("reconcile", self._reconciler.queue, self._round, self._standing)
+            await rounds.until(stop, rest_s=self._rest_s)
         finally:
             await self._reconciler.close()
 
@@ -242,7 +261,13 @@ class Reconciliation:
         self._told = told
 
 
-async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None) -> None:
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    standing: Standing | None = None,
+) -> None:
     """Record all queues of the settings until told to stop.
 
     It waits for servers that are away, at the start and later.
@@ -251,21 +276,23 @@ async def run(settings: Settings, stop: asyncio.Event, *, on_ready: Callable[[],
         settings: Addresses and queues.
         stop: Set it to end after the batches at hand.
         on_ready: Called once, when both servers have answered.
+        standing: Where it is noted how things stand.
 
     Raises:
         ConfigurationError: A server is not what streamq needs, or refuses us.
     """
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
-    statuses = Statuses(mongo)
+    statuses, standing = Statuses(mongo), standing or Standing()
     try:
         for step in (broker.check, mongo.check, statuses.prepare):
-            await _persist(step, stop)
+            await _persist(step, stop, standing)
         if not stop.is_set():
+            standing.is_up = True
             on_ready()
             if settings.lanes:
                 await _seed(settings, broker, statuses)
-            await _record_all(settings, broker, mongo, stop)
+            await _record_all(settings, broker, mongo, stop, standing)
     finally:
         await mongo.close()
 
@@ -284,15 +311,17 @@ async def _seed(settings: Settings, broker: Broker, statuses: Statuses) -> None:
             await partition.wire.close()
 
 
-async def _record_all(settings: Settings, broker: Broker, mongo: Mongo, stop: asyncio.Event) -> None:
+async def _record_all(
+    settings: Settings, broker: Broker, mongo: Mongo, stop: asyncio.Event, standing: Standing
+) -> None:
     statuses, ledger = Statuses(mongo), Ledger(mongo)
     try:
         async with asyncio.TaskGroup() as tasks:
             for queue in settings.queues:
-                recorder = Recorder(broker, statuses, Keys(queue), settings)
+                recorder = Recorder(broker, statuses, Keys(queue), settings, standing)
                 tasks.create_task(recorder.run(stop))
                 reconciler = Reconciler(broker.partition(queue), statuses, ledger, settings)
-                tasks.create_task(Reconciliation(reconciler).run(stop))
+                tasks.create_task(Reconciliation(reconciler, standing).run(stop))
     except* ConfigurationError as group:
         raise _first(group) from None
 
@@ -360,40 +389,57 @@ async def _process(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     link = ParentLink.open()
     link.hello([])
-    ticking = asyncio.create_task(link.keep_ticking(lambda: (0, 0)))
+    reporter = Reporter(Path(settings.heartbeat_file) if settings.heartbeat_file and not link.present else None)
+    standing = Standing()
+    checks = partial(standing.checks, LATE_MS / 1000)
+    status = f"records {','.join(settings.queues)}"
+    reporting = asyncio.create_task(keep_reporting(link, reporter, checks, lambda: status, lambda: (0, 0)))
     orphaned = asyncio.create_task(_stop_with(link.gone, stop))
 
     def ready() -> None:
         link.ready()
-        process.notify("READY=1")
+        reporter.ready(status)
         logs.event(_log, logging.INFO, "recorder.started", queues=",".join(settings.queues))
 
     try:
-        await run(settings, stop, on_ready=ready)
+        async with serving("recorder", (settings.recorder_host, settings.recorder_port), checks):
+            await run(settings, stop, on_ready=ready, standing=standing)
     finally:
-        ticking.cancel()
+        reporter.stopping()
+        reporting.cancel()
         orphaned.cancel()
         link.bye()
         link.close()
 
 
-async def _until(
-    stop: asyncio.Event, step: Callable[[asyncio.Event], Awaitable[None]], queue: str, *, rest_s: Callable[[], float]
-) -> None:
-    """Repeat a step, and rest longer and longer while a server is away."""
-    failures = 0
-    while not stop.is_set():
-        try:
-            await step(stop)
-        except (QueueFull, Unavailable, ServerRefused) as error:  # full: the ledger waits until there is room
-            failures += 1
-            _say_unavailable(queue, error, failures)
-            await _rest(stop, _backoff_s(failures))
-        else:
-            if failures:
-                logs.event(_log, logging.INFO, "recorder.recovered", queue=queue, failures=failures)
-            failures = 0
-            await _rest(stop, rest_s())
+class Repeated:
+    """What is done again and again for a queue."""
+
+    def __init__(
+        self, name: str, queue: str, step: Callable[[asyncio.Event], Awaitable[None]], standing: Standing
+    ) -> None:
+        self._name = f"{name} {queue}"
+        self._queue = queue
+        self._step = step
+        self._standing = standing
+
+    async def until(self, stop: asyncio.Event, *, rest_s: Callable[[], float] = lambda: 0) -> None:
+        """Do it until told to stop, and rest longer and longer while a server is away."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                await self._step(stop)
+            except (QueueFull, Unavailable, ServerRefused) as error:  # full: the ledger waits until there is room
+                failures += 1
+                self._standing.note(self._name, error)
+                _say_unavailable(self._queue, error, failures)
+                await _rest(stop, _backoff_s(failures))
+            else:
+                if failures:
+                    self._standing.note(self._name, None)
+                    logs.event(_log, logging.INFO, "recorder.recovered", queue=self._queue, failures=failures)
+                failures = 0
+                await _rest(stop, rest_s())
 
 
 async def _stop_with(gone: asyncio.Event, stop: asyncio.Event) -> None:
@@ -401,7 +447,7 @@ async def _stop_with(gone: asyncio.Event, stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _persist(step: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+async def _persist(step: Callable[[], Awaitable[object]], stop: asyncio.Event, standing: Standing) -> None:
     """Repeat a step until the server it needs is there."""
     failures = 0
     while not stop.is_set():
@@ -409,9 +455,11 @@ async def _persist(step: Callable[[], Awaitable[object]], stop: asyncio.Event) -
             await step()
         except Unavailable as error:
             failures += 1
+            standing.note("start", error)
             _say_unavailable("*", error, failures)
             await _rest(stop, _backoff_s(failures))
         else:
+            standing.note("start", None)
             return
 
 

@@ -91,7 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "port of the probes of a worker; the second one under a parent has the next; 0 is none", ge=0, le=64_535
         ),
     ] = 0
-    heartbeat_file: Annotated[str, _about("file that a live worker or parent writes each 5 s, for streamq health")] = ""
+    heartbeat_file: Annotated[
+        str, _about("file that a live worker, cron, recorder or parent writes each 5 s, for streamq health")
+    ] = ""
     max_payload_bytes: Annotated[int, _about("largest job that may be enqueued", ge=1)] = 262_144
     max_depth: Annotated[int, _about("most jobs that a queue may hold; 0 is no limit", ge=0)] = 0
     slow_share: Annotated[
@@ -135,6 +137,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_tls_key: Annotated[str, _about("file of the key of that certificate")] = ""
     cron_host: Annotated[str, _about("address of cron's probes and metrics", min_length=1)] = "127.0.0.1"
     cron_port: Annotated[int, _about("port of cron's probes and metrics; 0 is none", ge=0, le=65_535)] = 0
+    recorder_host: Annotated[str, _about("address of the recorder's probes", min_length=1)] = "127.0.0.1"
+    recorder_port: Annotated[int, _about("port of the recorder's probes; 0 is none", ge=0, le=65_535)] = 0
     alarm_webhook: Annotated[
         str,
         _about(

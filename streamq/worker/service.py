@@ -26,9 +26,9 @@ from streamq.errors import BrokerUnavailable, ConfigurationError
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import SAME_ORDER_S, ParentLink
+from streamq.probes import Check, keep_reporting, serving
 from streamq.process import Reporter, rss_bytes
 from streamq.worker import forks
-from streamq.worker.probes import Check, Probes, problem_of
 from streamq.worker.pump import Pump
 from streamq.worker.run import RunningJob, Stop
 from streamq.worker.slots import Slots
@@ -157,14 +157,15 @@ class Worker:
         heartbeat = self.settings.heartbeat_file if not self._link.present else ""
         self._reporter = Reporter(Path(heartbeat) if heartbeat else None)
         try:
-            async with asyncio.TaskGroup() as tasks:
+            where = self.settings.health_host, self.settings.health_port
+            async with serving("worker", where, self.checks, setting="health"), asyncio.TaskGroup() as tasks:
                 helpers = [
                     *(tasks.create_task(self._pump(pump), name=f"pump-{pump.queue}") for pump in slots.pumps),
                     tasks.create_task(self._watch(slots)),
-                    tasks.create_task(self._report(slots, self._reporter)),
+                    tasks.create_task(self._report(slots, self._link, self._reporter)),
+                    tasks.create_task(self._weigh()),
                     tasks.create_task(self._count(slots)),
                     tasks.create_task(self._follow_parent(self._link)),
-                    tasks.create_task(self._answer_probes()),
                 ]
                 await self._draining.wait()
                 await self._drain(slots)
@@ -214,10 +215,6 @@ class Worker:
             )  # fmt: skip
             self.exit_code = error.exit_code
             self.drain()
-
-    async def _answer_probes(self) -> None:
-        if self.settings.health_port:
-            await Probes(self.settings.health_host, self.settings.health_port, self.checks).serve()
 
     def checks(self) -> list[Check]:
         """Tell how things stand that a worker needs to do its work. Asks nobody."""
@@ -289,17 +286,18 @@ class Worker:
             for pump in slots.pumps:
                 pump.listen_anew()
 
-    async def _report(self, slots: Slots, reporter: Reporter) -> None:
-        """Each second: tell parent and machine how things stand, and look how much memory is held."""
-        while True:
-            problem = problem_of(self.checks())
-            if self._link is not None:
-                self._link.tick(slots.busy, slots.capacity, problem)
-            reporter.tell(self._status(slots), problem)
-            held = rss_bytes(os.getpid()) if self._memory_limit else None
+    async def _report(self, slots: Slots, link: ParentLink, reporter: Reporter) -> None:
+        await keep_reporting(
+            link, reporter, self.checks, lambda: self._status(slots), lambda: (slots.busy, slots.capacity)
+        )
+
+    async def _weigh(self) -> None:
+        """Each second: look how much memory is held."""
+        while self._memory_limit:
+            held = rss_bytes(os.getpid())
             if held is not None and held > self._memory_limit and not self._draining.is_set():
                 self._renew(f"it holds {held / 1_000_000:.0f} MB")
-            await asyncio.sleep(reporter.period_s)
+            await asyncio.sleep(_COUNT_EVERY_S)
 
     async def _count(self, slots: Slots) -> None:
         """Each second: tell Redis what was counted here."""

@@ -173,33 +173,34 @@ async def test_a_watch_that_fails_says_so_and_goes_on(watching, said, eventually
 async def test_probes_and_metrics_tell_of_the_alarm_and_of_its_end(watching, said):
     settings, bureau, (watch, _) = watching
     bearer = {"Authorization": "Bearer s3cret"}
-    async with serving(settings, watch) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        assert (await client.get("/livez")).text == "alive\n"
+    base_url = f"http://127.0.0.1:{settings.cron_port}"
+    async with serving(settings, watch), httpx.AsyncClient(base_url=base_url) as client:
+        assert (await client.get("/livez")).text == "ok\n"
         assert (await client.get("/readyz")).status_code == 200
         await watch.check()
         told = await client.get("/readyz")
-        assert (told.status_code, told.text) == (503, "alarm\n")
+        assert (told.status_code, told.text) == (503, "unavailable\n")
+        assert "[-] schedules: an alarm of a schedule is raised\n" in (await client.get("/readyz?verbose")).text
         metrics = (await client.get("/metrics", headers=bearer)).text
         assert 'streamq_schedule_alarm{schedule="hourly",kind="not_fired"} 1' in metrics
         assert (await client.get("/metrics")).status_code == 401
         assert (await client.get("/metrics", headers={"Authorization": "Bearer wröng".encode()})).status_code == 401
-        assert (await client.get("/nothing")).status_code == 404
+        assert (await client.get("/nothing")).text == "there are /livez, /readyz, /healthz and /metrics\n"
         assert (await client.post("/readyz")).status_code == 405
         schedule = watch._roster.listed[0].schedule
         fanouts = bureau.desk(schedule.entry.handler.queue).fanouts
         now_ms = await fanouts.server_ms()
         await fanouts.advance(schedule.mark, now_ms // 1000 + 1, schedule.signature, 60_000)
         await watch.check()
-        assert (await client.get("/healthz")).text == "ready\n"
+        assert (await client.get("/healthz")).text == "ok\n"
         assert said("cron.calm")
         watch._looked_at -= 60
-        assert (await client.get("/readyz")).text == "blind\n"
+        assert "[-] redis: Redis has not answered for a while\n" in (await client.get("/readyz?verbose")).text
 
 
 async def test_a_port_that_is_in_use_is_waited_for(watching, said, eventually, monkeypatch):
     """In a rolling restart the process before still has it."""
-    monkeypatch.setattr("streamq.cron.health._FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr("streamq.cron.health._RETRY_S", 0.02)
+    monkeypatch.setattr("streamq.probes._RETRY_S", 0.02)
     settings, _, (before, after) = watching
     await before.check()
 
@@ -212,7 +213,8 @@ async def test_a_port_that_is_in_use_is_waited_for(watching, said, eventually, m
     async with contextlib.AsyncExitStack() as later:
         async with serving(settings, before):
             await later.enter_async_context(serving(settings, after))
-            assert "is in use; waiting for it" in said("cron.probes")[0]["text"]
+            told = await eventually(lambda: said("cron.no_probes"))
+            assert "it is in use; trying again each second" in told[0]["text"]
             assert await answer() == 503
         await eventually(lambda: _is(answer, 200), "the next one serves")
 

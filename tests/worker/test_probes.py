@@ -134,8 +134,16 @@ async def test_a_port_in_use_is_waited_for_and_the_worker_works(redis_url, work,
         await beside.enqueue()
         await eventually(lambda: worker.slots is not None and worker.slots.counters["completed"] == 1, "a job runs")
         told = " ".join(getattr(record, "text", "") for record in caplog.records)
-        assert f"probes cannot listen on 127.0.0.1:{app.settings.health_port}, trying again each second: " in told
+        assert f"probes cannot listen on 127.0.0.1:{app.settings.health_port}: it is in use; trying again each" in told
     await eventually(lambda: _starts_well(app.settings.health_port, "/readyz"), "it answers")
+    await app.close()
+
+
+async def test_an_address_that_is_no_address_of_this_machine_is_refused_at_the_start(redis_url):
+    app = application(redis_url, health_host="203.0.113.7")
+    with pytest.raises(ConfigurationError, match=r"worker cannot serve its probes on 203.0.113.7:\d+: ") as caught:
+        await Worker(app, app.settings).run()
+    assert "STREAMQ_HEALTH_PORT" in caught.value.hint
     await app.close()
 
 
