@@ -44,7 +44,7 @@ local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; 
 local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS, COST = 6, KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local GATES, PLACES, OPENINGS, FAIR, FAR, RESTING = KEYS[17], KEYS[18], KEYS[19], KEYS[20], 2 ^ 52, 2 ^ 44
-local call = redis.call
+local call, find, match, byte, cut = redis.call, string.find, string.match, string.byte, string.sub
 
 local time = call('TIME')
 local now, now_us = time[1] * 1000 + math.floor(time[2] / 1000), time[1] * 1000000 + time[2]
@@ -71,8 +71,8 @@ if not (settled and dedups and results and letters and requeued and renewed and 
 end
 
 local function place_of(token)
-  local star = string.find(token, '*', 2, true)
-  return tonumber(string.sub(token, 1, 1)), string.sub(token, 2, star and star - 1)
+  local star = find(token, '*', 2, true)
+  return byte(token) - 48, cut(token, 2, star and star - 1)
 end
 
 local function tokens_of(part)
@@ -161,11 +161,26 @@ for at = requeued.first, requeued.last, 7 do
   end
 end
 
--- Gates: `c<limit>,0=<name>`, so many at once, and `r<us>,<burst>=<name>`, one in so many us and so many at once.
+-- Gates: `c<limit>,0=<name>`, so many at once, and `r<us>,<burst>=<name>`, one in so many us and so many at once. What is
+-- before the name is the same for all jobs of a handler, and is read once.
+local limits = {}
+local function gate_of(spec)
+  local is = find(spec, '=', 1, true)
+  local head = cut(spec, 1, is - 1)
+  local limit = limits[head]
+  if not limit then
+    local kind, first, second = match(head, '(%l)(%d+),(%d+)$')
+    limit = {kind = kind, first = tonumber(first), second = tonumber(second)}
+    limits[head] = limit
+  end
+  return limit, cut(spec, is + 1)
+end
+
 local function gates_of(spec)
   local list = {}
-  for kind, first, second, name in string.gmatch(spec, '(%l)(%d+),(%d+)=(%S+)') do
-    append(list, {kind = kind, first = tonumber(first), second = tonumber(second), name = name})
+  for each in string.gmatch(spec, '%l%d+,%d+=%S+') do
+    local limit, name = gate_of(each)
+    append(list, {limit = limit, name = name})
   end
   return list
 end
@@ -175,29 +190,33 @@ local function first_at(name)
 end
 
 -- Places that are taken and not written yet, and how many at each gate: they are written many at once.
-local taking, fresh = {'ZADD', GATES}, {}
+local taking, taken, fresh = {'ZADD', GATES}, 2, {}
 local function write_places()
-  if #taking > 2 then call(unpack(taking)) end
-  taking, fresh = {'ZADD', GATES}, {}
+  if taken > 2 then call(unpack(taking)) end
+  taking, taken, fresh = {'ZADD', GATES}, 2, {}
 end
 
--- A hash of short values is searched from its beginning; one with a value of more than 64 bytes is not.
-local function place_said(word, spec) return word .. spec .. string.rep(' ', 64) end
+-- A hash of short values is searched from its beginning; one that ever held a value of more than 64 bytes is not. So
+-- the first of those that are written together is made long.
+local PAD = string.rep(' ', 64)
 
--- Whether the gate lets a job pass that would wait there at what `place` returns; of a rate also when it does.
-local function is_open(gate, place)
-  local name, opens = gate.name, now_us
-  if gate.kind == 'c' then
+-- Where a job would wait at a gate. Its order is told by a function of two arguments: few jobs wait.
+local function waiting_place(name, id, order, one, other) return name .. '\0p' .. order(one, other) .. id end
+
+-- Whether the gate lets a job pass that would wait there in this order; of a rate also when it does.
+local function is_open(limit, name, id, order, one, other)
+  local opens = now_us
+  if limit.kind == 'c' then
     local held = fresh[name] or 0
-    if call('ZLEXCOUNT', GATES, '[' .. name, '(' .. name .. '\1') == 0 then return held < gate.first end
+    if call('ZLEXCOUNT', GATES, '[' .. name, '(' .. name .. '\1') == 0 then return held < limit.first end
     held = held + call('ZLEXCOUNT', GATES, '[' .. name .. '\0h', '(' .. name .. '\0i')
-    if held >= gate.first then return false end
+    if held >= limit.first then return false end
   else
     local used = tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR
-    opens = math.max(now_us, used - (gate.second - 1) * gate.first)
+    opens = math.max(now_us, used - (limit.second - 1) * limit.first)
     if opens > now_us then return false, opens end
   end
-  return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. place(name)) == 0, opens
+  return call('ZLEXCOUNT', GATES, '[' .. name .. '\0p', '(' .. waiting_place(name, id, order, one, other)) == 0, opens
 end
 
 local function exact(number) return string.format('%.17g', number) end
@@ -231,43 +250,66 @@ local function charge(said, record)
   if who then call('ZINCRBY', FAIR, exact((ran - paid) / weight), who .. name) end
 end
 
--- Take what the gates from this one on have to give; returns the number of one that is closed, and its place there.
-local function pass_gates(id, gates, from, order)
-  local function place(name) return name .. '\0p' .. order() .. id end
-  for i = from, #gates do
-    local gate = gates[i]
-    local name = gate.name
-    local open, opens
-    if gate.kind == 'f' then join_fair(name) else open, opens = is_open(gate, place) end
-    if not open then
-      if opens then call('ZADD', OPENINGS, string.format('%.0f', opens), 'w' .. name) end
-      return i, place(name)
-    end
-    if gate.kind == 'c' then
-      append(taking, 0)
-      append(taking, name .. '\0h' .. id)
-      fresh[name] = (fresh[name] or 0) + 1
-    else
-      local used = math.max(now_us, tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR)
-      call('ZADD', OPENINGS, string.format('%.0f', FAR + used + gate.first), 't' .. name)
-    end
+-- Take what a gate has to give; returns the place of the job there if it is closed.
+local function pass_gate(limit, name, id, order, one, other)
+  local open, opens
+  if limit.kind == 'f' then join_fair(name) else open, opens = is_open(limit, name, id, order, one, other) end
+  if not open then
+    if opens then call('ZADD', OPENINGS, string.format('%.0f', opens), 'w' .. name) end
+    return waiting_place(name, id, order, one, other)
+  end
+  if limit.kind == 'c' then
+    taking[taken + 1], taking[taken + 2] = '0', name .. '\0h' .. id
+    taken = taken + 2
+    fresh[name] = (fresh[name] or 0) + 1
+  else
+    local used = math.max(now_us, tonumber(call('ZSCORE', OPENINGS, 't' .. name) or FAR) - FAR)
+    call('ZADD', OPENINGS, string.format('%.0f', FAR + used + limit.first), 't' .. name)
   end
 end
 
+-- The same with the gates from this one on; returns the number of one that is closed, and the place there.
+local function pass_gates(id, gates, from, order, one, other)
+  for i = from, #gates do
+    local mine = pass_gate(gates[i].limit, gates[i].name, id, order, one, other)
+    if mine then return i, mine end
+  end
+end
+
+-- The same with what the envelope of a job says. Most have a single gate.
+local function pass_all(id, spec, order, one, other)
+  if find(spec, ' ', 1, true) then
+    local _, mine = pass_gates(id, gates_of(spec), 1, order, one, other)
+    return mine
+  end
+  local limit, name = gate_of(spec)
+  return pass_gate(limit, name, id, order, one, other)
+end
+
+local function enqueued_of(found)
+  local fields = found[2]
+  return fields[5] == 'q' and fields[6] or match(found[1], '^%d+')
+end
+
 -- Who waits goes by priority and by the time of its enqueue.
-local function order_of(digit, enqueued) return string.format('%d%013.0f', (digit - 1) % 3, enqueued) end
+local function order_in(lane, found) return string.format('%d%013.0f', (lane - 1) % 3, enqueued_of(found)) end
+
+local function same(order) return order end
 
 -- What ended or goes back gives up its places; those gates are open now.
 local opened, parked = {}, 0
 if #left > 0 and call('EXISTS', PLACES) == 1 then
   local specs, free, forget = call('HMGET', PLACES, unpack(left)), {'ZREM', GATES}, {'HDEL', PLACES}
+  local function give_up(name, id) free[#free + 1], opened[#opened + 1] = name .. '\0h' .. id, name end
   for i = 1, #left do
     if specs[i] then
-      append(forget, left[i])
-      if string.byte(specs[i], 2) == 102 then charge(specs[i], records[left[i]]) end
-      for name in string.gmatch(specs[i], 'c%d+,0=(%S+)') do
-        append(free, name .. '\0h' .. left[i])
-        append(opened, name)
+      forget[#forget + 1] = left[i]
+      local kind, is = byte(specs[i], 2), find(specs[i], '=', 3, true)
+      if kind == 102 then charge(specs[i], records[left[i]]) end
+      if not find(specs[i], ' ', is, true) then
+        if kind == 99 then give_up(cut(specs[i], is + 1), left[i]) end
+      else
+        for name in string.gmatch(specs[i], 'c%d+,0=(%S+)') do give_up(name, left[i]) end
       end
     end
   end
@@ -418,7 +460,7 @@ local function let_in(name, paid)
     if not payload or not gates[at] then
       call('ZREM', GATES, head) -- nobody's; a job that lies nowhere is the reconciler's
     else
-      local closed, mine = pass_gates(id, gates, paid and at + 1 or at, function() return order end)
+      local closed, mine = pass_gates(id, gates, paid and at + 1 or at, same, order)
       if closed == at then return true end
       parked = parked + 1
       if paid then
@@ -441,7 +483,7 @@ local function let_in(name, paid)
         call('HDEL', PAYLOAD, id)
       end
       call('ZREM', GATES, head)
-      if paid then return gates[at].first end
+      if paid then return gates[at].limit.first end
     end
   end
   return false
@@ -486,38 +528,52 @@ if want > 0 and not paused and call('EXISTS', OPENINGS) == 1 then
   if #due > 0 then call('ZREM', OPENINGS, unpack(due)) end
 end
 
--- Those of the entries of a lane that may start. The others wait at a gate now, and are no deliveries any more.
+-- Have a job wait at a gate: it is no delivery any more.
+local function hold_back(lane, found, id, mine)
+  call('ZADD', GATES, 0, mine)
+  call('HSET', PAYLOAD, id, lane .. '|' .. enqueued_of(found) .. '|' .. found[2][4])
+  call('HSET', INDEX, id, 'z=' .. mine)
+  call('XACK', KEYS[lane], GROUP, found[1])
+  call('XDEL', KEYS[lane], found[1])
+  parked = parked + 1
+end
+
+-- Those of the entries of a lane that may start. The others wait at a gate now.
 local function admitted(lane, entries)
-  local ids, places, said = {}, {}, {'HSET', PLACES}
-  for _, found in ipairs(entries) do
-    local fields = found[2]
-    if fields[1] == 'j' and string.sub(fields[4], 1, 7) == '{"gt":"' then append(ids, fields[2]) end
+  local ids, at, count = {}, {}, 0
+  for i = 1, #entries do
+    local fields = entries[i][2]
+    if fields[1] == 'j' and cut(fields[4], 1, 7) == '{"gt":"' then
+      count = count + 1
+      ids[count], at[count] = fields[2], i
+    end
   end
-  if #ids == 0 then return entries end
-  local known, kept = call('HMGET', PLACES, unpack(ids)), {}
-  for i, id in ipairs(ids) do places[id] = known[i] or '' end
-  for _, found in ipairs(entries) do
-    local fields = found[2]
-    local id, may_start = fields[2], true
-    if places[id] and string.byte(places[id]) ~= 43 then
-      local spec = string.match(fields[4], '^{"gt":"([^"]*)"')
-      local function enqueued() return fields[5] == 'q' and fields[6] or string.match(found[1], '^%d+') end
-      local closed, mine = pass_gates(id, gates_of(spec), 1, function() return order_of(lane, enqueued()) end)
-      append(said, id)
-      append(said, closed and place_said('-', spec) .. ' @' .. string.format('%.0f', now) or place_said('+', spec))
-      if closed then
-        call('ZADD', GATES, 0, mine)
-        call('HSET', PAYLOAD, id, lane .. '|' .. enqueued() .. '|' .. fields[4])
-        call('HSET', INDEX, id, 'z=' .. mine)
-        call('XACK', KEYS[lane], GROUP, found[1])
-        call('XDEL', KEYS[lane], found[1])
-        parked, may_start = parked + 1, false
+  if count == 0 then return entries end
+  local known, said, last, barred = call('HMGET', PLACES, unpack(ids)), {'HSET', PLACES}, 2, nil
+  for k = 1, count do
+    local id = ids[k]
+    if not known[k] or byte(known[k]) ~= 43 then
+      local found = entries[at[k]]
+      local envelope = found[2][4]
+      local spec = cut(envelope, 8, find(envelope, '"', 8, true) - 1)
+      local mine = pass_all(id, spec, order_in, lane, found)
+      if last == 2 then spec = spec .. PAD end
+      said[last + 1], said[last + 2] = id, mine and string.format('-%s @%.0f', spec, now) or '+' .. spec
+      last = last + 2
+      if mine then
+        hold_back(lane, found, id, mine)
+        barred = barred or {}
+        barred[at[k]] = true
       end
     end
-    if may_start then append(kept, found) end
   end
-  if #said > 2 then call(unpack(said)) end
+  if last > 2 then call(unpack(said)) end
   write_places()
+  if not barred then return entries end
+  local kept = {}
+  for i = 1, #entries do
+    if not barred[i] then append(kept, entries[i]) end
+  end
   return kept
 end
 
