@@ -508,7 +508,10 @@ def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
 def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]) -> None:
     prefix = b"%d" % digit
     for entry, fields in entries:
-        if fields[0] == b"j":
+        if len(fields) == 4 and fields[0] == b"j":
+            ms = int(entry[: entry.index(b"-")])
+            deliveries.append(Delivery(digit, prefix + entry, fields[1], fields[3], ms, now))
+        elif fields[0] == b"j":
             deliveries.append(_delivery(digit, entry, prefix + entry, fields, now))
         else:
             markers += (digit, entry)

@@ -84,7 +84,8 @@ class Calls:
 
 
 def _on_loop(job: RunningJob) -> Awaitable[Any]:
-    coroutine: Awaitable[Any] = job.spec.function(*job.envelope.args, **job.kwargs)
+    args, kwargs = job.envelope.args, job.kwargs
+    coroutine: Awaitable[Any] = job.spec.function(*args, **kwargs) if kwargs else job.spec.function(*args)
     return coroutine
 
 

@@ -21,7 +21,7 @@ from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, Str
 from streamq.logs import event
 from streamq.meters import Meter
 from streamq.worker.costs import Costs
-from streamq.worker.settle import Settled, add_to_report
+from streamq.worker.settle import Settled, reported
 
 if TYPE_CHECKING:
     from streamq.broker.server import Broker
@@ -293,9 +293,7 @@ class Pump:
     def _report(self) -> tuple[list[Settled], Report]:
         finished = self.finished
         items = [finished.popleft() for _ in range(min(BATCH, len(finished)))]
-        report = Report()
-        for item in items:
-            add_to_report(report, item)
+        report = reported(items)
         if self._markers:
             report.markers, self._markers = self._markers[: 2 * BATCH], self._markers[2 * BATCH :]
         now = self._loop.time()

@@ -54,6 +54,7 @@ __all__ = [
     "RunningJob",
     "Stop",
     "blocked",
+    "came_to",
     "interrupted",
     "limited",
     "run",
@@ -140,11 +141,16 @@ async def run(job: RunningJob) -> Outcome:
     """Run a job, and say what it came to."""
     try:
         return Completed(await job.call(job))
-    except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
-        return (
-            _stopped(job, error) or _from_process(job, error) or _asked_for(job, error)
-            or _again(job, _failure(error), error)
-        )  # fmt: skip
+    except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the process
+        return came_to(job, error)
+
+
+def came_to(job: RunningJob, error: BaseException) -> Outcome:
+    """Tell what a job comes to whose handler raised an error."""
+    return (
+        _stopped(job, error) or _from_process(job, error) or _asked_for(job, error)
+        or _again(job, _failure(error), error)
+    )  # fmt: skip
 
 
 def _stopped(job: RunningJob, error: BaseException) -> Outcome | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import orjson
 
+from streamq.broker.partition import Report
 from streamq.codec import encode_envelope, encode_json
 from streamq.job import (
     Cancelled,
@@ -28,9 +29,11 @@ from streamq.job import (
 from streamq.keys import LANES, slow_digit
 
 if TYPE_CHECKING:
-    from streamq.broker.partition import Arg, Report
+    from collections.abc import Iterable
 
-__all__ = ["LARGEST_RESULT", "Encoded", "Settled", "add_to_report", "encoded_result", "settle"]
+    from streamq.broker.partition import Arg
+
+__all__ = ["LARGEST_RESULT", "Encoded", "Settled", "encoded_result", "reported", "settle"]
 
 LARGEST_RESULT = 65_536
 """A result larger than this is not kept; the job is completed all the same."""
@@ -115,15 +118,15 @@ def _add_rarities(record: dict[str, Any], delivery: Delivery) -> None:
 
 def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_ms: int) -> Settled:
     record = _record(delivery, "completed", begun_ms, finished_ms)
-    if outcome.result is None:
-        settled = Settled(delivery, orjson.dumps(record))
-    else:
-        result, problem = encoded_result(outcome.result)
-        if problem:
-            record["z"] = problem
-        encoded = orjson.dumps(record)
-        settled = Settled(delivery, encoded[:-1] + b',"r":' + result + b"}" if result else encoded)
-    return _released_dedup(settled, delivery.envelope)
+    result, problem = (b"", "") if outcome.result is None else encoded_result(outcome.result)
+    if problem:
+        record["z"] = problem
+    encoded = orjson.dumps(record)
+    settled = Settled(delivery, encoded[:-1] + b',"r":' + result + b"}" if result else encoded)
+    envelope = delivery.envelope
+    if envelope is not None and (envelope.dedup is not None or envelope.keep_result_ms):
+        _keep_or_free(settled, envelope)
+    return settled
 
 
 def encoded_result(result: Any) -> tuple[bytes, str]:
@@ -139,14 +142,11 @@ def encoded_result(result: Any) -> tuple[bytes, str]:
     return encoded, ""
 
 
-def _released_dedup(settled: Settled, envelope: Envelope | None) -> Settled:
-    if envelope is None:
-        return settled
+def _keep_or_free(settled: Settled, envelope: Envelope) -> None:
+    """Say what becomes of the dedup key, and for how long the result is kept."""
     settled.keep_ms = envelope.keep_result_ms
-    if envelope.dedup is not None:
-        settled.dedup = envelope.dedup
-        settled.dedup_window_ms = envelope.dedup_window_ms if envelope.dedup_scope not in _KEPT_BY_TIME else -1
-    return settled
+    settled.dedup = envelope.dedup
+    settled.dedup_window_ms = envelope.dedup_window_ms if envelope.dedup_scope not in _KEPT_BY_TIME else -1
 
 
 def _ended(delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: int, finished_ms: int) -> Settled:
@@ -161,7 +161,9 @@ def _ended(delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: in
     settled = Settled(delivery, orjson.dumps(record))
     if isinstance(outcome, Dead):
         settled.letter = delivery.raw
-    return _released_dedup(settled, delivery.envelope)
+    if delivery.envelope is not None:
+        _keep_or_free(settled, delivery.envelope)
+    return settled
 
 
 def _error(failure: Failure) -> dict[str, str]:
@@ -203,16 +205,20 @@ def _next_try(envelope: Envelope, outcome: Retrying | Crashed) -> Envelope:
     return msgspec.structs.replace(envelope, attempt=envelope.attempt + 1)
 
 
-def add_to_report(report: Report, item: Settled) -> None:
-    """Put a settled job into the sections of a report that it belongs to."""
-    if item.requeue is not None:
-        row: tuple[Arg, ...] = (item.token, item.id, *item.requeue, item.record)
-        report.requeued += row
-        return
-    report.settled += (item.token, item.id, item.record)
-    if item.dedup is not None:
-        report.dedups.append((item.id, item.dedup, item.dedup_window_ms))
-    if item.keep_ms:
-        report.results.append((item.id, item.keep_ms, item.record))
-    if item.letter is not None:
-        report.letters += (item.id, item.letter, item.record)
+def reported(items: Iterable[Settled]) -> Report:
+    """Put settled jobs into the sections of a report that they belong to."""
+    report = Report()
+    settled = report.settled
+    for item in items:
+        if item.requeue is not None:
+            row: tuple[Arg, ...] = (item.token, item.id, *item.requeue, item.record)
+            report.requeued += row
+            continue
+        settled += (item.token, item.id, item.record)
+        if item.dedup is not None:
+            report.dedups.append((item.id, item.dedup, item.dedup_window_ms))
+        if item.keep_ms:
+            report.results.append((item.id, item.keep_ms, item.record))
+        if item.letter is not None:
+            report.letters += (item.id, item.letter, item.record)
+    return report

@@ -22,7 +22,7 @@ from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.notebook import Notebook
 from streamq.worker.processes import Processes
-from streamq.worker.run import RunningJob, Stop, blocked, interrupted, limited, run, verdict
+from streamq.worker.run import RunningJob, Stop, blocked, came_to, interrupted, limited, verdict
 from streamq.worker.settle import settle
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class Slots:
         clean = contextvars.copy_context()
         try:
             while (found := self._next()) is not None:
-                delivery, pump = found
+                pump, delivery = found, found.buffer.popleft()
                 if pump.buffer and not self._starting and self._may_start() and not self._alone:
                     self._start_slot()
                 job = self._begin(delivery, pump, here)
@@ -288,7 +288,9 @@ class Slots:
                     continue
                 job.task = task
                 try:
-                    outcome = await run(job)
+                    outcome: Outcome = Completed(await job.call(job))
+                except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
+                    outcome = came_to(job, error)
                 finally:
                     self._leave(job, pump, here)
                 self._end(job, pump, outcome)
@@ -307,14 +309,14 @@ class Slots:
     def _may_start(self) -> bool:
         return self._active < self._capacity or self._active < self._capacity + self._lent()
 
-    def _next(self) -> tuple[Delivery, Pump] | None:
-        """Take what is next, from each pump in turn."""
+    def _next(self) -> Pump | None:
+        """Tell whose job is next; each pump has its turn."""
         pumps = self.pumps
         for _ in pumps:
             self._turn += 1
             pump = pumps[self._turn % len(pumps)]
             if pump.buffer:
-                return pump.buffer.popleft(), pump
+                return pump
         return None
 
     def _begin(self, delivery: Delivery, pump: Pump, here: Place) -> RunningJob | Outcome:
@@ -374,21 +376,22 @@ class Slots:
 
     def _end(self, job: RunningJob, pump: Pump, outcome: Outcome) -> None:
         """Settle a job that has run, and count it. It waited from when it came into its lane."""
-        delivery, run_s = job.delivery, job.ended_at - job.begun_at
-        if pump.costs.is_on:
+        delivery, envelope, run_s = job.delivery, job.envelope, job.ended_at - job.begun_at
+        costs = pump.costs
+        if costs.is_on and (run_s >= costs.limit_s or envelope.key is not None or envelope.cost is not None):
             self._learn(job, pump, outcome, run_s)
-        kind = self._settle(delivery, pump, outcome, (job.begun_ms, pump.clock.at(job.ended_at)))
+        kind = self._settle(delivery, pump, outcome, job.begun_ms, job.begun_ms + int(run_s * 1000))
         pump.meter.run(job.spec.name, kind, run_s, (job.begun_ms - delivery.entered_ms) / 1000)
 
     def _turn_away(self, delivery: Delivery, pump: Pump, outcome: Outcome) -> None:
         """Settle a job that was not run."""
         now_ms = pump.clock.at(self._loop.time())
-        kind = self._settle(delivery, pump, outcome, (now_ms, now_ms))
+        kind = self._settle(delivery, pump, outcome, now_ms, now_ms)
         if kind in ("dead", "expired"):
             pump.meter.end(self._known_name(delivery), kind)
 
-    def _settle(self, delivery: Delivery, pump: Pump, outcome: Outcome, times_ms: tuple[int, int]) -> str:
-        item = settle(delivery, outcome, *times_ms)
+    def _settle(self, delivery: Delivery, pump: Pump, outcome: Outcome, begun_ms: int, finished_ms: int) -> str:
+        item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
             pump.finish(item)
         elif isinstance(outcome, Dropped):

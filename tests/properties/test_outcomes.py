@@ -10,7 +10,6 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from streamq.broker.partition import Report
 from streamq.codec import decode_envelope, encode_envelope
 from streamq.job import (
     SUCCESSORS,
@@ -36,7 +35,7 @@ from streamq.job import (
 from streamq.registry import HandlerSpec
 from streamq.retry import Never, RetryPolicy
 from streamq.worker.run import RunningJob, run
-from streamq.worker.settle import add_to_report, settle
+from streamq.worker.settle import reported, settle
 
 BEGUN_MS = 1_000_000
 MINUTE = timedelta(minutes=1)
@@ -124,10 +123,9 @@ def test_each_outcome_is_told_once_and_leads_where_the_table_of_states_says(outc
     envelope = Envelope("greet", starts=starts, attempt=attempt, keep_result_ms=keep, dedup=dedup)
     delivery = Delivery(2, b"21-1", b"a", encode_envelope(envelope), BEGUN_MS, 0.0)
     delivery.envelope = envelope
-    report = Report()
     item = settle(delivery, outcome, BEGUN_MS, BEGUN_MS + 5)
     assert item is not None
-    add_to_report(report, item)
+    report = reported([item])
     assert bool(report.settled) is not bool(report.requeued)
     if report.settled:
         state = State(orjson.loads(report.settled[2])["s"])

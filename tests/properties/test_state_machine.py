@@ -46,7 +46,7 @@ from streamq.job import (
     Snoozed,
 )
 from streamq.keys import HANDBACK, LANES
-from streamq.worker.settle import add_to_report, settle
+from streamq.worker.settle import reported, settle
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -836,13 +836,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.markers[name] = [] if lost else reply.markers
 
     def _report(self, name: str, ended: list[tuple[Delivery, Outcome]]) -> Report:
-        report = Report()
+        told = [settle(delivery, outcome, 1, 1 + ran_ms(_text(delivery.id))) for delivery, outcome in ended]
+        report = reported([item for item in told if item is not None])
+        assert None not in told
         report.markers = markers = self.markers[name]
         self.thrown_away = set(zip(markers[::2], markers[1::2], strict=True))
-        for delivery, outcome in ended:
-            item = settle(delivery, outcome, 1, 1 + ran_ms(_text(delivery.id)))
-            assert item is not None
-            add_to_report(report, item)
+        for delivery, _ in ended:
             self.known[name].pop(_text(delivery.id), None)
         for delivery in self.known[name].values():
             report.renewed += (delivery.token, delivery.id)

@@ -7,11 +7,10 @@ import pytest
 
 from streamq.broker.inspection import Inspection
 from streamq.broker.orders import Orders
-from streamq.broker.partition import Report
 from streamq.codec import encode_envelope
 from streamq.errors import BadInput
 from streamq.job import Envelope, Parked
-from streamq.worker.settle import add_to_report, settle
+from streamq.worker.settle import reported, settle
 
 BLOCK = "h:greet"
 
@@ -219,8 +218,6 @@ async def test_the_report_carries_what_a_job_waits_for(board):
     await board.join("w1")
     delivery = await board.take("w1", "a")
     delivery.envelope = Envelope("greet")
-    report = Report()
     item = settle(delivery, Parked("k:u1"), 1, 2)
     assert item is not None
-    add_to_report(report, item)
-    assert report.requeued[2] == "k:u1"
+    assert reported([item]).requeued[2] == "k:u1"
