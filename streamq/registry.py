@@ -126,7 +126,10 @@ class HandlerSpec:
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise BadArguments(f"{self.name}{self.signature}: {error}") from None
+            unknown = [name for name in kwargs if name not in self.places]
+            # `bind` complains of what is missing first, and a wrong name is why it is missing.
+            why = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else error
+            raise BadArguments(f"{self.name}{self.signature}: {why}") from None
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the value that a parameter would have in a call with these arguments."""

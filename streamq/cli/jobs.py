@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streamq.broker.inspection import Located
     from streamq.broker.orders import Cancelled
     from streamq.cli.output import Output
+    from streamq.cli.servers import Redis
     from streamq.settings import Settings
 
 __all__ = ["jobs"]
@@ -47,8 +48,10 @@ async def _found(settings: Settings, job_id: str) -> Mapping[str, Any]:
         names, settings = ", ".join(queue.name for queue in server.queues), server.settings
         for queue in server.queues:
             if place := await queue.view.locate(job_id):
-                return _described(queue.name, place) | _told(await queue.view.notes(job_id))
+                return _described(queue.name, place, server) | _told(await queue.view.notes(job_id))
     if settings.history and (document := await _remembered(settings, job_id)):
+        if "max_attempts" in document:
+            document["max_attempts"] = _max_attempts(server, document["handler"], document["max_attempts"])
         return {"id": document.pop("_id")} | {name: document[name] for name in document if name != "version"}
     raise JobNotFound(
         f"no job {job_id!r} is known, in {names}" + (" or in the history" if settings.history else ""),
@@ -108,11 +111,16 @@ async def _newest(settings: Settings, limit: int) -> list[dict[str, Any]]:
         for queue in server.queues:
             newest = [entry.job_id for entry in await queue.view.newest(limit)]
             places = await queue.view.locate_many([*newest, *await queue.view.blocked(limit)])
-            found += [_described(queue.name, place) for place in places.values()]
+            found += [_described(queue.name, place, server) for place in places.values()]
     return sorted(found, key=lambda job: job["enqueued_at"], reverse=True)[:limit]
 
 
-def _described(queue: str, place: Located) -> dict[str, Any]:
+def _max_attempts(server: Redis, handler: str, given: int) -> int | str:
+    """Return the job's own number, or its handler's; in words where the application is not known."""
+    return given or server.max_attempts.get(handler, "the handler's own")
+
+
+def _described(queue: str, place: Located, server: Redis) -> dict[str, Any]:
     """Write down what Redis knows of a job that has not ended."""
     from streamq.clock import from_ms
     from streamq.codec import decode_envelope
@@ -126,6 +134,7 @@ def _described(queue: str, place: Located) -> dict[str, Any]:
         "user": envelope.key,
         "state": "blocked" if place.state == "scheduled" and not place.due_ms else place.state,
         "attempt": envelope.attempt,
+        "max_attempts": _max_attempts(server, envelope.handler, envelope.max_attempts),
         "lane": place.lane,
         "lane_reason": reason_of(place.why) or None,
         **_waiting(place),

@@ -12,7 +12,7 @@ from streamq.broker.server import Broker
 from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from streamq.broker.server import ServerInfo
     from streamq.broker.wire import Wire
@@ -41,6 +41,8 @@ class Redis(NamedTuple):
     queues: list[Queue]
     settings: Settings
     """Those that hold, with what the application says."""
+    max_attempts: Mapping[str, int]
+    """Of each handler of the application; empty where that is not known."""
 
 
 @contextlib.asynccontextmanager
@@ -55,7 +57,7 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
         BrokerUnavailable: It cannot be reached.
         ConfigurationError: It is too old, or would lose jobs.
     """
-    settings = _with_app(settings)
+    settings, max_attempts = _with_app(settings)
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     probe = Broker(settings.redis_url, allow_eviction=settings.allow_eviction, timeout_s=PATIENCE_S)
     wire = broker.wire()
@@ -65,7 +67,7 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
         views = [
             Queue(name, Inspection(wire, each), _orders(wire, each, settings), wire) for name, each in keys.items()
         ]
-        yield Redis(server, views, settings)
+        yield Redis(server, views, settings, max_attempts)
     finally:
         await wire.close()
         await probe.close()
@@ -76,15 +78,16 @@ def _orders(wire: Wire, keys: Keys, settings: Settings) -> Orders:
     return Orders(wire, keys, outbox_max=settings.outbox_max if settings.history else 0)
 
 
-def _with_app(settings: Settings) -> Settings:
+def _with_app(settings: Settings) -> tuple[Settings, dict[str, int]]:
     """Look where the application looks, and at all its queues; one left out would look like all is well."""
     if not settings.app:
-        return settings
+        return settings, {}
     from streamq.loading import load_with_settings
 
     try:
-        return load_with_settings(settings)[1]
+        app, settings = load_with_settings(settings)
     except StreamQError as error:
         queues = ", ".join(settings.queues)
         sys.stderr.write(f"warning: the queues of {settings.app} are not known, looking at {queues}: {error}\n")
-        return settings
+        return settings, {}
+    return settings, {spec.name: spec.max_attempts for spec in app.registry}

@@ -64,7 +64,7 @@ def test_the_options_of_a_job_reach_it(command):
     options = ("--priority", "high", "--key", "ann", "--max-attempts", "9", "--id", "my-own-id")
     assert command("enqueue", "refresh", "user_id=u1", *options, "-q").out == "my-own-id\n"
     job = json.loads(command("jobs", "show", "my-own-id", "--json").out)
-    assert (job["lane"], job["user"]) == ("high", "ann")
+    assert (job["lane"], job["user"], job["max_attempts"]) == ("high", "ann", 9)
     assert command("enqueue", "refresh", "user_id=u1", "--id", "my-own-id").rows[-1] == ["status", "present"]
 
 
@@ -88,6 +88,7 @@ def test_a_duplicate_is_said_to_be_one(command):
         (("refresh", "--arguments", "[1]"), 65, "error: --arguments is not a JSON object but [1]\n"),
         (("refresh",), 65, "error: refresh(user_id: str, "),
         (("refresh", "user_id=u", "colour=red"), 65, "unexpected keyword argument 'colour'"),
+        (("refresh", "user=ada"), 65, "unexpected keyword argument 'user'"),
         (("refrsh",), 65, "error: no handler is named 'refrsh' (known: "),
         (("refresh", "--app", "shopp"), 78, "error: there is no module 'shopp'"),
         (("refresh", "--delay", "soon"), 2, "'soon' is not a number of seconds, 0 or more"),

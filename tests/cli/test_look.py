@@ -121,6 +121,15 @@ def test_an_unknown_job_is_exit_1_with_the_places_that_were_searched(command):
     assert "in default\n" in command("jobs", "show", "nope", "--no-history").err
 
 
+def test_a_job_without_attempts_of_its_own_has_those_of_its_handler(command, monkeypatch):
+    """Where the application is not known, it is only known that they are the handler's."""
+    job_id = enqueued(command, "refresh", "user_id=1")
+    assert json.loads(command("jobs", "show", job_id, "--json").out)["max_attempts"] == 5
+    assert json.loads(command("jobs", "ls", "--json").out)["items"][0]["max_attempts"] == 5
+    monkeypatch.delenv("STREAMQ_APP")
+    assert ["max_attempts", "the handler's own"] in command("jobs", "show", job_id).rows
+
+
 def test_a_waiting_job_is_cancelled_and_nobody_knows_it_afterwards(command):
     """Without a recorder there is no history to remember it."""
     job_id = enqueued(command, "refresh", "user_id=1")
