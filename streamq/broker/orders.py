@@ -1,8 +1,9 @@
-"""What operators do to a partition: cancel, replay, delete, stop and let go, and orders to its workers."""
+"""What operators do to a partition: cancel, purge, replay, delete, stop and let go, and orders to its workers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import orjson
@@ -13,7 +14,7 @@ from streamq.keys import lane_digit
 from streamq.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from streamq.broker.wire import Arg, Wire
     from streamq.job import Envelope
@@ -27,6 +28,7 @@ Replayed = Literal["replayed", "gone", "alive", "held"]
 _TRIES = 8
 """A job that moves between looking and cancelling is looked up again; it cannot do so for long."""
 _CONTROL_MAX = 1_000
+_BATCH = 128
 
 
 class Orders:
@@ -55,54 +57,88 @@ class Orders:
             token = await self._wire.call("HGET", self.keys.index, job_id)
             if token is None:
                 break
-            raw, enqueued_ms = await self._waiting(job_id, token)
-            envelope = decode_envelope(raw) if raw else None
-            verdict = await self._cancel(job_id, token, envelope, (enqueued_ms, reason))
+            (verdict,) = await self._cancel([(job_id.encode(), token)], reason, spares_running=False)
             if verdict == b"CANCELLED":
                 return "cancelled"
             if verdict == b"ASKED":
                 return "asked"
         raise JobNotFound(f"no job {job_id!r} waits or runs in queue {self.keys.queue!r}")
 
-    async def _waiting(self, job_id: str, token: bytes) -> tuple[bytes | None, int]:
-        """Return the envelope of a job where the token says it is, and when it was enqueued."""
-        if token[:1] == b"z":
-            payload = await self._wire.call("HGET", self.keys.payload, job_id)
-            if payload is None:
-                return None, 0
-            _, enqueued, raw = payload.split(b"|", 2)
-            return raw, int(enqueued)
-        lane = self.keys.lanes[int(token[:1]) - 1]
-        entry = token[1:].partition(b"*")[0]
-        found = await self._wire.call("XRANGE", lane, entry, entry)
-        if not found:
-            return None, 0
-        fields = found[0][1]
-        more = dict(zip(fields[4::2], fields[5::2], strict=True))
-        return fields[3], int(more.get(b"q") or entry.partition(b"-")[0])
+    async def purge(self, *, reason: str = "", on_progress: Callable[[int], object] | None = None) -> int:
+        """End every job that waits, is due later, blocked or at a gate as cancelled; those that run are left.
 
-    async def _cancel(self, job_id: str, token: bytes, envelope: Envelope | None, said: tuple[int, str]) -> bytes:
-        keys = self.keys
-        enqueued_ms, reason = said
+        What is enqueued after the call began stays. After an error what is purged stays so; call again.
+
+        Args:
+            reason: Why; it becomes part of the status.
+            on_progress: Told how many have ended, after each call.
+
+        Returns:
+            How many have ended.
+        """
+        begun_ms = await self._now_ms()
+        ended = 0
+        for _ in range(_TRIES):
+            moved = 0
+            async for rows in self._living():
+                verdicts = Counter(await self._cancel(rows, reason, spares_running=True, until_ms=begun_ms))
+                ended, moved = ended + verdicts[b"CANCELLED"], moved + verdicts[b"MOVED"]
+                if on_progress is not None:
+                    on_progress(ended)
+            if not moved:
+                break
+        return ended
+
+    async def _living(self) -> AsyncGenerator[list[tuple[bytes, bytes]]]:
+        """Yield ids and tokens of the jobs that have not ended, up to a batch at a time; one may come twice."""
+        cursor: Any = b"0"
+        while True:
+            cursor, flat = await self._wire.call("HSCAN", self.keys.index, cursor, "COUNT", _BATCH)
+            rows = list(zip(flat[::2], flat[1::2], strict=True))
+            for first in range(0, len(rows), _BATCH):
+                yield rows[first : first + _BATCH]
+            if cursor == b"0":
+                return
+
+    async def _cancel(
+        self, rows: Sequence[tuple[bytes, bytes]], reason: str, *, spares_running: bool, until_ms: int | None = None
+    ) -> list[bytes]:
+        """Cancel up to a batch of jobs, given their ids and tokens, that were enqueued up to then. Two round trips."""
+        keys, now_ms = self.keys, await self._now_ms()
         names = [
-            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control, keys.result(job_id),
-            keys.gates, keys.places, keys.openings,
+            *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control, keys.gates, keys.places,
+            keys.openings,
         ]  # fmt: skip
-        server_s, server_us = await self._wire.call("TIME")
-        now_ms = int(server_s) * 1000 + int(server_us) // 1000
-        record: dict[str, object] = {
-            "s": "cancelled", "e": enqueued_ms, "f": now_ms, "x": {"t": "Cancelled", "m": reason, "tb": "", "fp": ""},
-        }  # fmt: skip
-        if envelope is not None:
-            record |= {"h": envelope.handler, "n": envelope.attempt}
-            record |= {"u": envelope.key} if envelope.key is not None else {}
-            record |= {"o": envelope.occurrence} if envelope.occurrence is not None else {}
-            if envelope.dedup is not None:
+        args: list[Arg] = [self._outbox_max, reason, "1" if spares_running else "0"]
+        fixed = len(args)
+        replies = await self._wire.pipeline([self._where(*row) for row in rows])
+        for (job_id, token), reply in zip(rows, replies, strict=True):
+            raw, enqueued_ms = _waiting(token, reply)
+            if until_ms is not None and enqueued_ms > until_ms:
+                continue
+            envelope = decode_envelope(raw) if raw else None
+            lock = 0
+            if envelope is not None and envelope.dedup is not None:
                 names.append(keys.dedup(envelope.dedup))
-        keep_ms = envelope.keep_result_ms if envelope is not None else 0
-        args: list[Arg] = [job_id, token, orjson.dumps(record), self._outbox_max, reason, keep_ms]
-        verdict: bytes = await self._wire.script(load("cancel"), names, args)
-        return verdict
+                lock = len(names)
+            keep_ms = envelope.keep_result_ms if envelope is not None else 0
+            names.append(keys.result(job_id.decode()))
+            args += (job_id, token, _record(envelope, enqueued_ms, now_ms, reason), lock, len(names), keep_ms)
+        if len(args) == fixed:
+            return []
+        verdicts: list[bytes] = await self._wire.script(load("cancel"), names, args)
+        return verdicts
+
+    def _where(self, job_id: bytes, token: bytes) -> tuple[Arg, ...]:
+        """Return the command that reads a job where the token says it is."""
+        if token[:1] == b"z":
+            return ("HGET", self.keys.payload, job_id)
+        entry = token[1:].partition(b"*")[0]
+        return ("XRANGE", self.keys.lanes[int(token[:1]) - 1], entry, entry)
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await self._wire.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     async def replay(self, letter_id: str, job_id: str, raw: bytes, lane: str) -> tuple[Replayed, str]:
         """Make a dead letter a job again, with its first attempt.
@@ -182,6 +218,29 @@ class Orders:
     async def tell(self, order: str, *, to: str = "*") -> None:
         """Give an order to a worker by name, or to all: quiet, resume, stop, dump. It is heard within a beat."""
         await self._wire.call("XADD", self.keys.control, "MAXLEN", "~", _CONTROL_MAX, "*", "do", order, "to", to)
+
+
+def _waiting(token: bytes, reply: Any) -> tuple[bytes | None, int]:
+    """Return the envelope of a job, as it was read, and when it was enqueued; None and 0 if it is not there."""
+    if not reply:
+        return None, 0
+    if token[:1] == b"z":
+        _, enqueued, raw = reply.split(b"|", 2)
+        return raw, int(enqueued)
+    fields = reply[0][1]
+    more = dict(zip(fields[4::2], fields[5::2], strict=True))
+    return fields[3], int(more.get(b"q") or token[1:].partition(b"-")[0])
+
+
+def _record(envelope: Envelope | None, enqueued_ms: int, now_ms: int, reason: str) -> bytes:
+    record: dict[str, object] = {
+        "s": "cancelled", "e": enqueued_ms, "f": now_ms, "x": {"t": "Cancelled", "m": reason, "tb": "", "fp": ""},
+    }  # fmt: skip
+    if envelope is not None:
+        record |= {"h": envelope.handler, "n": envelope.attempt}
+        record |= {"u": envelope.key} if envelope.key is not None else {}
+        record |= {"o": envelope.occurrence} if envelope.occurrence is not None else {}
+    return orjson.dumps(record)
 
 
 def _what(handler: str | None, key: str | None) -> str:

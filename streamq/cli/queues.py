@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +40,7 @@ _WORKER_COLUMNS = ["worker", "queue", "running", "beat_age_s", "state"]
 
 @click.group()
 def queues() -> None:
-    """See, pause and resume queues."""
+    """See, pause, resume and purge queues."""
 
 
 @queues.command("ls")
@@ -121,6 +122,42 @@ def resume(settings: Settings, queue: str, out: Output) -> None:
 
     was_paused = asyncio.run(_order(settings, queue, order))
     _tell(out, {"queue": queue, "state": "running"}, f"{queue}: {'resumed' if was_paused else 'was not paused'}")
+
+
+@queues.command()
+@click.argument("queue")
+@click.option("--reason", default="purged", show_default=True, help="Why; it becomes part of the jobs' status.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Say what would be cancelled, and change nothing.")
+@setting_options("app", "history", "outbox_max", short=False)
+@output_options
+def purge(settings: Settings, queue: str, reason: str, out: Output, *, yes: bool, is_dry: bool) -> None:
+    """Cancel every job of a queue that has not started: those that wait, are due later or are blocked.
+
+    Jobs that run go on, dead letters stay, and so does what is enqueued meanwhile. The cancelled ones cannot be brought
+    back; their status says cancelled, with the reason. Pause the queue first if none of them may start meanwhile.
+    """
+    held = asyncio.run(_order(settings, queue, lambda each, _: each.view.counts()))
+    doomed = {"waiting": held.waiting, "scheduled": held.delayed, "blocked": held.blocked}
+    stay = {"running": held.in_flight, "dead": held.dead}
+    words = ", ".join(f"{number:,} {state}" for state, number in doomed.items())
+    out.note(f"{queue}: {words} to cancel; {held.in_flight:,} running and {held.dead:,} dead stay")
+    total = sum(doomed.values())
+    if is_dry or not total:
+        _tell(out, {"queue": queue, **doomed, "stay": stay, "dry_run": is_dry, "purged": 0}, "nothing was changed")
+        return
+    if not yes and not (sys.stdin.isatty() and click.confirm(f"Cancel these {total:,} jobs?", err=True)):
+        raise click.UsageError("purging is for good: say --yes")
+
+    async def order(each: Queue, _: Collection[str]) -> int:
+        return await each.orders.purge(reason=reason)
+
+    purged = asyncio.run(_order(settings, queue, order))
+    _tell(
+        out,
+        {"queue": queue, **doomed, "stay": stay, "dry_run": False, "purged": purged},
+        f"{queue}: {purged:,} cancelled",
+    )
 
 
 async def _order(settings: Settings, name: str, order: Any) -> Any:

@@ -1,66 +1,103 @@
 #!lua flags=allow-oom
--- cancel: a job that waits ends as cancelled at once; a job that runs is told to stop by its worker.
+-- cancel: jobs that wait end as cancelled at once; a job that runs is told to stop by its worker, or left.
 --
--- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, 12 its result stream,
---       13 gates, 14 places, 15 openings, then, if the job has one, 16 its dedup key
--- ARGV  1 job id, 2 the token that was seen, 3 record, 4 outbox_max (0: no outbox), 5 reason,
---       6 for how long ms its result is kept (0: nobody waits for it)
--- Returns 'CANCELLED'  it waited, and has ended
---         'ASKED'      it runs; its worker has been told. One that was handed back runs nowhere: it waits
---         'GONE'       no living job has this id
---         'MOVED'      it is not where it was seen: look again
-local id, seen = ARGV[1], ARGV[2]
-local token = redis.call('HGET', KEYS[9], id)
-if not token then return 'GONE' end
-if token ~= seen then return 'MOVED' end
+-- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, 12 gates, 13 places, 14 openings,
+--       15.. dedup keys and result streams
+-- ARGV  1 outbox_max (0: no outbox), 2 reason, 3 '1': a job that runs is left alone,
+--       then per job (at most 128, each once): id, the token that was seen, record, place of its dedup key in KEYS (0: none),
+--       place of its result stream in KEYS, for how long ms its result is kept (0: nobody waits for it)
+-- Returns per job  'CANCELLED'  it waited, and has ended
+--                  'ASKED'      it runs; its worker has been told. One that was handed back runs nowhere: it waits
+--                  'RUNS'       it runs, and is left alone
+--                  'GONE'       no living job has this id
+--                  'MOVED'      it is not where it was seen: look again
+local FIRST, WIDTH = 4, 6
+local call = redis.call
+local count = (#ARGV - FIRST + 1) / WIDTH
+if count < 1 or count > 128 or count ~= math.floor(count) then
+  return redis.error_reply('ERR cancel: ' .. #ARGV .. ' arguments are not 1 to 128 jobs')
+end
+local ids = {}
+for i = 1, count do ids[i] = ARGV[FIRST + (i - 1) * WIDTH] end
 
-if string.sub(token, 1, 1) ~= 'z' then
-  local lane = KEYS[tonumber(string.sub(token, 1, 1))]
+-- Look: where each job is, and whether a worker has it.
+local tokens, verdicts, handed_back, said = call('HMGET', KEYS[9], unpack(ids)), {}, {}, {'w', 'operator'}
+local function judge(i, token)
+  if not token then return 'GONE' end
+  if token ~= ARGV[FIRST + (i - 1) * WIDTH + 1] then return 'MOVED' end
+  if string.sub(token, 1, 1) == 'z' then return 'CANCELLED' end
   local entry = string.match(token, '^%d([%d%-]+)')
-  local held = redis.pcall('XPENDING', lane, 'g', entry, entry, 1)
-  if held.err and not string.find(held.err, 'NOGROUP', 1, true) then return held end
+  local held = redis.pcall('XPENDING', KEYS[tonumber(string.sub(token, 1, 1))], 'g', entry, entry, 1)
+  if held.err and not string.find(held.err, 'NOGROUP', 1, true) then error(held.err) end
   local holder = not held.err and held[1] and held[1][2]
-  if holder and holder ~= '@handback' then
-    redis.call('XADD', KEYS[11], 'MAXLEN', '~', 1000, '*', 'do', 'cancel', 'job', id, 'why', ARGV[5])
-    redis.call('XADD', KEYS[1], '*', 'w', '1')
-    return 'ASKED'
-  end
-  if holder then redis.call('XACK', lane, 'g', entry) end
-  redis.call('XDEL', lane, entry)
-else
-  redis.call('ZREM', KEYS[7], id)
-  redis.call('HDEL', KEYS[8], id)
+  handed_back[i] = holder == '@handback'
+  return (not holder or handed_back[i]) and 'CANCELLED' or ARGV[3] == '1' and 'RUNS' or 'ASKED'
 end
-redis.call('HDEL', KEYS[9], id)
-local gates = redis.call('HGET', KEYS[14], id)
-if gates then
-  -- Its places are free, and whoever waited behind it may be the first now: the next cycle looks.
-  local time = redis.call('TIME')
-  if string.sub(token, 1, 2) == 'z=' then redis.call('ZREM', KEYS[13], string.sub(token, 3)) end
+for i = 1, count do
+  verdicts[i] = judge(i, tokens[i])
+  if verdicts[i] == 'CANCELLED' then
+    said[#said + 1], said[#said + 2] = ids[i], ARGV[FIRST + (i - 1) * WIDTH + 2]
+  end
+end
+
+-- Its places are free, and whoever waited behind it may be the first now: the next cycle looks.
+local wakes = false
+local function leave_gates(id, token)
+  local gates = call('HGET', KEYS[13], id)
+  if not gates then return end
+  local time = call('TIME')
+  if string.sub(token, 1, 2) == 'z=' then call('ZREM', KEYS[12], string.sub(token, 3)) end
   for name in string.gmatch(gates, '=(%S+)') do
-    redis.call('ZREM', KEYS[13], name .. '\0h' .. id)
-    redis.call('ZADD', KEYS[15], time[1] * 1000000 + time[2], 'w' .. name)
+    call('ZREM', KEYS[12], name .. '\0h' .. id)
+    call('ZADD', KEYS[14], time[1] * 1000000 + time[2], 'w' .. name)
   end
-  redis.call('HDEL', KEYS[14], id)
-  redis.call('XADD', KEYS[1], '*', 'w', '1')
+  call('HDEL', KEYS[13], id)
+  wakes = true
 end
-if tonumber(ARGV[4]) > 0 then
-  redis.call('XADD', KEYS[10], 'MAXLEN', '~', ARGV[4], '*', 'w', 'operator', id, ARGV[3])
+
+local function release_dedup(id, token, lock)
+  local holder = call('GET', lock)
+  local before = string.match(token, '^z>(.*)$')
+  if holder == id and before and call('HEXISTS', KEYS[9], before) == 1 then
+    call('SET', lock, before) -- it was kept behind that one, which has the key again
+  elseif holder == id then
+    call('DEL', lock)
+  elseif holder and call('HGET', KEYS[9], holder) == 'z>' .. id then
+    call('HSET', KEYS[9], holder, 'z')
+    call('ZADD', KEYS[7], call('TIME')[1] * 1000, holder)
+    wakes = true
+  end
 end
-if tonumber(ARGV[6]) > 0 then
-  redis.call('XADD', KEYS[12], '*', 'r', ARGV[3])
-  redis.call('PEXPIRE', KEYS[12], ARGV[6])
+
+local function finish(i, id, token)
+  local at = FIRST + (i - 1) * WIDTH
+  local lock, result, keep_ms = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+  if string.sub(token, 1, 1) == 'z' then
+    call('ZREM', KEYS[7], id)
+    call('HDEL', KEYS[8], id)
+  else
+    local lane, entry = KEYS[tonumber(string.sub(token, 1, 1))], string.match(token, '^%d([%d%-]+)')
+    if handed_back[i] then call('XACK', lane, 'g', entry) end
+    call('XDEL', lane, entry)
+  end
+  call('HDEL', KEYS[9], id)
+  leave_gates(id, token)
+  if keep_ms > 0 then
+    call('XADD', KEYS[result], '*', 'r', ARGV[at + 2])
+    call('PEXPIRE', KEYS[result], keep_ms)
+  end
+  if lock > 0 then release_dedup(id, token, KEYS[lock]) end
 end
-local holder = KEYS[16] and redis.call('GET', KEYS[16])
-local before = string.match(token, '^z>(.*)$')
-if holder == id and before and redis.call('HEXISTS', KEYS[9], before) == 1 then
-  redis.call('SET', KEYS[16], before) -- it was kept behind that one, which has the key again
-elseif holder == id then
-  redis.call('DEL', KEYS[16])
-elseif holder and redis.call('HGET', KEYS[9], holder) == 'z>' .. id then
-  local seconds = redis.call('TIME')[1]
-  redis.call('HSET', KEYS[9], holder, 'z')
-  redis.call('ZADD', KEYS[7], seconds * 1000, holder)
-  redis.call('XADD', KEYS[1], '*', 'w', '1')
+
+if tonumber(ARGV[1]) > 0 and #said > 2 then call('XADD', KEYS[10], 'MAXLEN', '~', ARGV[1], '*', unpack(said)) end
+for i = 1, count do
+  if verdicts[i] == 'CANCELLED' then
+    -- One before it in this call may have let it go on from behind itself.
+    finish(i, ids[i], call('HGET', KEYS[9], ids[i]) or tokens[i])
+  elseif verdicts[i] == 'ASKED' then
+    call('XADD', KEYS[11], 'MAXLEN', '~', 1000, '*', 'do', 'cancel', 'job', ids[i], 'why', ARGV[2])
+    wakes = true
+  end
 end
-return 'CANCELLED'
+if wakes then call('XADD', KEYS[1], '*', 'w', '1') end
+return verdicts

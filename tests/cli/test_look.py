@@ -81,6 +81,37 @@ def test_a_name_that_can_be_no_queue_is_refused(command):
     assert "'a b' cannot be the name of a queue" in told.err
 
 
+def test_a_purge_says_what_it_takes_and_asks(command):
+    """Jobs that are gone by mistake are gone."""
+    enqueued(command, "refresh", "user_id=1")
+    enqueued(command, "refresh", "user_id=2", "--delay", "60")
+    told = command("queues", "purge", "default", "--dry-run")
+    words = "default: 1 waiting, 1 scheduled, 0 blocked to cancel; 0 running and 0 dead stay\n"
+    assert (told.code, told.out, told.err) == (0, "", words + "nothing was changed\n")
+    told = command("queues", "purge", "default")
+    assert (told.code, "purging is for good: say --yes" in told.err) == (2, True)
+    assert command("queues", "ls").rows[0][1:4] == ["1", "0", "1"]
+    assert command("queues", "purge", "default", "--yes").err == words + "default: 2 cancelled\n"
+    assert command("queues", "ls").rows[0][1:4] == ["0", "0", "0"]
+    told = json.loads(command("queues", "purge", "default", "--yes", "--json").out)
+    assert (told["waiting"], told["stay"], told["purged"]) == (0, {"running": 0, "dead": 0}, 0)
+
+
+def test_the_status_of_a_purged_job_says_so(programs, eventually_sync):
+    """Whoever looks for it hears that it will not run, and why."""
+    job_id = programs.run("enqueue", "refresh", "user_id=1", "-q").out.strip()
+    assert programs.run("queues", "purge", "default", "--yes", "--reason", "made by mistake").code == 0
+    recorder = programs.start("recorder")
+
+    def told() -> tuple[str, str]:
+        shown = programs.run("jobs", "show", job_id, "--json")
+        job = json.loads(shown.out) if shown.code == 0 else {}
+        return job.get("state"), job.get("error", {}).get("message")
+
+    eventually_sync(lambda: told() == ("cancelled", "made by mistake"), "MongoDB has the status")
+    assert recorder.stop() == 0
+
+
 # Jobs
 
 

@@ -191,12 +191,17 @@ DEFECTS = (
     # Ends.
     Defect(
         "a cancelled job lets its result() wait", "scripts/cancel.lua",
-        "if tonumber(ARGV[6]) > 0 then", "if tonumber(ARGV[6]) > 9e15 then",
+        "if keep_ms > 0 then", "if keep_ms > 9e15 then",
         "worker/test_stopped.py",
     ),
     Defect(
+        "a purge takes jobs from their workers", "scripts/cancel.lua",
+        "and 'CANCELLED' or ARGV[3]", "and 'CANCELLED' or ARGV[3] == '1' and 'CANCELLED' or ARGV[3]",
+        "scripts/test_cancel.py",
+    ),
+    Defect(
         "a job that moved is cancelled where it was", "scripts/cancel.lua",
-        "if token ~= seen then return 'MOVED' end", "",
+        "if token ~= ARGV[FIRST + (i - 1) * WIDTH + 1] then return 'MOVED' end", "",
         "scripts/test_cancel.py",
     ),
     Defect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from redis.exceptions import ResponseError
 
 from streamq.broker.orders import Orders
 from streamq.broker.partition import NewJob
@@ -125,7 +126,75 @@ async def test_a_job_that_moved_meanwhile_is_left_where_it_is(board):
     """What was read of it belongs to the place where it was: the caller looks again."""
     await add(board)
     keys = board.keys
-    names = [*keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control]
     before = await board.snapshot()
-    assert await board.run("cancel", names, "a", "z", "{}", 10, "") == "MOVED"
+    assert await board.run("cancel", names_of(keys), 10, "", "0", "a", "z", "{}", 0, 15, 0) == ["MOVED"]
     assert await board.snapshot() == before
+
+
+def names_of(keys) -> list[str]:
+    """Return the keys that the script wants for a job without a dedup key."""
+    return [
+        *keys.lanes, keys.delayed, keys.payload, keys.index, keys.outbox, keys.control, keys.gates, keys.places,
+        keys.openings, keys.result("a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 129])
+async def test_more_jobs_than_a_call_may_have_are_refused(board, count):
+    """Each call keeps the server busy for a bounded time."""
+    rows = [word for number in range(count) for word in (f"j{number}", "z", "{}", 0, 15, 0)]
+    with pytest.raises(ResponseError, match=rf"cancel: {3 + 6 * count} arguments are not 1 to 128 jobs"):
+        await board.run("cancel", names_of(board.keys), 10, "", "0", *rows)
+
+
+async def test_a_purge_ends_all_that_wait_wherever_they_are(board, orders):
+    """More of them than one call takes, and one entry of the outbox for each call."""
+    for start in range(0, 300, 100):
+        await board.add(*[f"n{number}" for number in range(start, start + 100)])
+    for number in range(3):
+        await add(board, f"d{number}", delay_ms=60_000, dedup=f"k{number}")
+        await add(board, f"h{number}", digit=4, dedup=f"l{number}")
+    told: list[int] = []
+    await board.redis.delete(board.keys.lanes[1])  # those jobs are listed, and lie nowhere: they go as well
+    assert await orders.purge(reason="a mistake", on_progress=told.append) == 306
+    assert told[-1] == 306
+    assert await leaves_nothing(board)
+    assert await board.redis.keys(board.keys.dedup("*")) == []
+    ended = [job_id for entry in await board.outbox() for job_id in entry if job_id != "w"]
+    assert len(ended) == len(set(ended)) == 306
+    assert len(await board.outbox()) < 10
+
+
+async def test_a_purge_leaves_what_runs_and_what_comes_meanwhile(board, orders):
+    """It runs to its end, nobody is told to stop, and the next jobs are none of this order's business."""
+    await add(board, "a", dedup="k")
+    await board.join("w1")
+    (delivery,) = await board.read("w1")
+    await add(board, "b")
+    later = await board.now_ms() + 60_000
+    await board.redis.xadd(board.keys.lanes[1], {"j": "c", "d": '{"v":1,"h":"greet"}'}, id=f"{later}-1")
+    await board.redis.hset(board.keys.index, "c", f"2{later}-1")
+    assert await orders.purge() == 1
+    assert (await board.cycle("w1")).control == []
+    assert await board.token("b") is None
+    assert await board.token("c") == f"2{later}-1"
+    assert await board.redis.get(board.keys.dedup("k")) == "a"
+    assert (await board.settle("w1", delivery, dedups=[(b"a", "k", 0)])).refused == []
+    assert await orders.cancel("c") == "cancelled"
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+async def test_a_job_that_is_kept_behind_another_is_purged_with_it(board, orders, first):
+    """In whatever order they are met, neither they nor their key are left."""
+    await add(board, "a", dedup="k")
+    await board.join("w1")
+    (delivery,) = await board.read("w1")
+    envelope = b'{"v":1,"h":"greet","g":"k"}'
+    await board.partition.add("producer", 99, [NewJob("b", 2, envelope, 0, "k", "k")])
+    assert await board.token("b") == "z>a"
+    await board.partition.release("w1", [delivery])
+    rows = {name: (name.encode(), (await board.token(name)).encode()) for name in "ab"}
+    order = [rows.pop(first), *rows.values()]
+    assert await orders._cancel(order, "", spares_running=True) == [b"CANCELLED", b"CANCELLED"]
+    assert await leaves_nothing(board)
+    assert await board.redis.exists(board.keys.dedup("k")) == 0

@@ -85,6 +85,10 @@ class DeafWire:
             return [b"0", ["{sq:q:0}:dedup:k"]]
         return b"z" if command[1].endswith(":index") else b"2|0|" + ENVELOPE
 
+    async def pipeline(self, commands):
+        """Answer each."""
+        return [await self.call(*command) for command in commands]
+
     async def script(self, script, keys, args):
         """Raise what would have been sent."""
         raise Caught(script.name, list(keys), list(args))
