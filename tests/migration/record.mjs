@@ -1,16 +1,18 @@
 // Fills a queue with the BullMQ that is installed in a folder, and prints every key of it as the Redis commands that
 // make it again, one JSON array a line. See record.sh, which does so for the versions that the tests need.
 //
-//   node record.mjs FOLDER PORT > RECORDING
+//   node record.mjs FOLDER URL > RECORDING
 import { createRequire } from 'node:module';
 import path from 'node:path';
 
 Error.stackTraceLimit = 0; // no paths of the machine that records
-const [folder, port] = process.argv.slice(2);
+const [folder, url] = process.argv.slice(2);
 const require = createRequire(path.resolve(folder, 'package.json'));
-const { Queue, Worker } = require('bullmq');
+const { FlowProducer, Queue, Worker } = require('bullmq');
 const Redis = require('ioredis');
-const connection = { host: '127.0.0.1', port: Number(port), maxRetriesPerRequest: null };
+const { hostname: host, port, password, pathname } = new URL(url);
+const address = { host, port: Number(port), password: password || undefined, db: Number(pathname.slice(1) || 0) };
+const connection = { ...address, maxRetriesPerRequest: null };
 const version = require('bullmq/package.json').version;
 
 const queue = new Queue('user-data', { connection });
@@ -38,11 +40,23 @@ for (const n of users(0, 6)) await queue.add('processUserData', { userId: `urgen
 await queue.add('processUserData', { userId: 'urgent-later' }, { priority: 2, delay: 86_400_000 });
 await queue.add('sendEmail', { to: 'ada@example.org', userId: 'ada' });
 await queue.add('processUserData', 'a bare string');
+
+// A job that waits for its two children, which wait for a worker, in the same queue.
+const flow = new FlowProducer({ connection });
+await flow.add({
+  name: 'sendEmail', queueName: 'user-data', data: { to: 'parent@example.org', userId: 'parent' },
+  children: users(0, 2).map(n => ({ name: 'processUserData', queueName: 'user-data', data: { userId: `child-${n}` } })),
+});
+await flow.close();
+// A schedule, as version 4 writes it or as those from 5.16 on do. Its next job is among the delayed ones.
+const hourly = { pattern: '0 * * * *' };
+if (queue.upsertJobScheduler) await queue.upsertJobScheduler('hourly', hourly, { name: 'processUserData', data: { userId: 'scheduled' } });
+else await queue.add('processUserData', { userId: 'scheduled' }, { repeat: hourly });
 if (process.env.PAUSED) await queue.pause();
 
 const counts = await queue.getJobCounts('waiting', 'paused', 'delayed', 'prioritized', 'failed', 'completed', 'active');
 console.log(JSON.stringify(['#', { bullmq: version, counts }]));
-const redis = new Redis({ port: Number(port) });
+const redis = new Redis(address);
 for (const key of (await redis.keys('*')).sort()) {
   const type = await redis.type(key);
   const ttl = await redis.pttl(key);
