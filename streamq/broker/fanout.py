@@ -205,12 +205,15 @@ class FanOuts:
             if cursor == b"0":
                 return means
 
-    async def living(self, schedule: str, cursor: bytes) -> tuple[bytes, list[str]]:
-        """List some of the jobs of a schedule that have not ended, with the cursor for more; `b"0"` begins and ends."""
+    async def living(self, schedule: str, cursor: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """List some of the jobs of a schedule that have not ended, with their tokens, and the cursor for more.
+
+        The cursor `b"0"` begins and ends.
+        """
         following, flat = await self._partition.wire.call(
             "HSCAN", self._partition.keys.index, cursor, "MATCH", f"{schedule}:*", "COUNT", _SCAN_COUNT
         )
-        return following, [raw.decode() for raw in flat[::2]]
+        return following, list(zip(flat[::2], flat[1::2], strict=True))
 
     async def lead(self, name: str, owner: str, ttl_ms: int) -> bool:
         """Take or keep the lock of a name for that long; 0 gives it back. Returns whether it is the owner's."""

@@ -64,6 +64,17 @@ class Orders:
                 return "asked"
         raise JobNotFound(f"no job {job_id!r} waits or runs in queue {self.keys.queue!r}")
 
+    async def cancel_many(self, jobs: Sequence[tuple[bytes, bytes]], *, reason: str = "") -> list[bytes]:
+        """Cancel jobs as `cancel` does, given their ids and tokens as the index has them; two round trips for each 128.
+
+        Returns:
+            For each, in order, `CANCELLED`, `ASKED`, or `GONE` and `MOVED` if it was not found there.
+        """
+        verdicts: list[bytes] = []
+        for first in range(0, len(jobs), _BATCH):
+            verdicts += await self._cancel(jobs[first : first + _BATCH], reason, spares_running=False)
+        return verdicts
+
     async def purge(self, *, reason: str = "", on_progress: Callable[[int], object] | None = None) -> int:
         """End every job that waits, is due later, blocked or at a gate as cancelled; those that run are left.
 

@@ -59,7 +59,7 @@ def show(settings: Settings, out: Output) -> int:
     flags = asyncio.run(stored())
     phase = Phase.of(settings, flags)
     is_moving = bool(flags) or any(settings.sources.get(name, "default") != "default" for name in _SWITCHES)
-    warnings = list(_warnings(settings, phase)) if is_moving else []
+    warnings = list(_warnings(settings, phase, is_stored=bool(flags))) if is_moving else []
     told = {
         "moving": is_moving,
         "phase": phase.words,
@@ -76,9 +76,9 @@ def show(settings: Settings, out: Output) -> int:
     return 1 if warnings else 0
 
 
-def _warnings(settings: Settings, phase: Phase) -> Iterator[str]:
+def _warnings(settings: Settings, phase: Phase, *, is_stored: bool) -> Iterator[str]:
     works = phase.is_enabled and not phase.is_shadow and phase.share > 0
-    if not settings.background_jobs_enabled:
+    if not settings.background_jobs_enabled and is_stored:
         yield f"background_jobs.enabled is false ({settings.sources.get('background_jobs_enabled')}), whatever is stored"
     if works and phase.share >= 1 and phase.daily_updates:
         yield "both systems refresh all users: streamq rollout old-batch off"

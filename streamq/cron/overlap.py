@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from streamq.broker.orders import Orders
-from streamq.errors import JobNotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -39,39 +37,34 @@ async def cancel_earlier(desk: Desk, occurrence: Occurrence) -> int:
     outbox_max = settings.outbox_max if settings.history else 0
     orders = Orders(desk.partition.wire, desk.partition.keys, outbox_max=outbox_max)
     reason = f"the next occurrence, {occurrence}, is due"
-    told: set[str] = set()
+    asked: set[bytes] = set()
+    ended = 0
     until = time.monotonic() + _LONGEST_WAIT_S
     while True:
         left = 0
-        async for ids in _earlier(desk, occurrence):
-            left += len(ids)
-            fresh = [job_id for job_id in ids if job_id not in told]
-            await asyncio.gather(*(_cancel(desk, orders, job_id, reason) for job_id in fresh))
-            told.update(fresh)
+        async for jobs in _earlier(desk, occurrence):
+            fresh = [job for job in jobs if job[0] not in asked]
+            verdicts = await desk.patience.call(partial(orders.cancel_many, fresh, reason=reason))
+            asked |= {job_id for (job_id, _), verdict in zip(fresh, verdicts, strict=True) if verdict == b"ASKED"}
+            ended += verdicts.count(b"CANCELLED")
+            left += len(jobs) - verdicts.count(b"CANCELLED") - verdicts.count(b"GONE")
         if not left or time.monotonic() > until:
-            return len(told)
+            return ended + len(asked)
         await desk.patience.pause(_LOOK_AGAIN_S)
 
 
-async def _cancel(desk: Desk, orders: Orders, job_id: str, reason: str) -> None:
-    try:
-        await desk.patience.call(lambda: orders.cancel(job_id, reason=reason))
-    except JobNotFound:
-        return  # it has ended meanwhile
-
-
-async def _earlier(desk: Desk, occurrence: Occurrence) -> AsyncGenerator[list[str]]:
-    """Yield the ids of living jobs of earlier occurrences, a few at a time."""
+async def _earlier(desk: Desk, occurrence: Occurrence) -> AsyncGenerator[list[tuple[bytes, bytes]]]:
+    """Yield ids and tokens of living jobs of earlier occurrences, a few at a time."""
     cursor = b"0"
-    now = _comparable(occurrence.stamp)
+    now = _comparable(occurrence.stamp.encode())
     while True:
-        cursor, ids = await desk.patience.call(partial(desk.fanouts.living, occurrence.schedule, cursor))
-        if earlier := [job_id for job_id in ids if _comparable(job_id.split(":")[1]) < now]:
+        cursor, jobs = await desk.patience.call(partial(desk.fanouts.living, occurrence.schedule, cursor))
+        if earlier := [job for job in jobs if _comparable(job[0].split(b":", 2)[1]) < now]:
             yield earlier
         if cursor == b"0":
             return
 
 
-def _comparable(stamp: str) -> str:
+def _comparable(stamp: bytes) -> bytes:
     """Write the fire time in an id with its seconds, so that text sorts as time does."""
-    return stamp.partition("Z")[0].ljust(15, "0")
+    return stamp.partition(b"Z")[0].ljust(15, b"0")

@@ -9,12 +9,13 @@ import logging
 import secrets
 import time
 import urllib.request
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms, utc_now
 from streamq.errors import StreamQError
 from streamq.logs import event
-from streamq.schedules.condition import Alarm, Condition, look
+from streamq.schedules.condition import MOST_STALE, Alarm, Condition, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,15 +99,19 @@ class Watch:
         known = self._stale.get(schedule.name)
         if self._statuses is None or (known is not None and time.monotonic() - known[0] < STALE_EVERY_S):
             return known[1] if known else 0
+        from streamq.mongo import Refreshed  # who has statuses has loaded it
+
         fanouts = self._bureau.desk(schedule.entry.handler.queue).fanouts
         now_ms = await fanouts.server_ms()
         occurrences = schedule.latest(now_ms, schedule.entry.stale_after)
         count = known[1] if known else 0
         if len(occurrences) == schedule.entry.stale_after:
-            period_ms = schedule.period_ms(occurrences[0])
-            since = from_ms(now_ms - schedule.entry.stale_after * period_ms)
+            wanted = Refreshed(
+                schedule.name, schedule.entry.handler.queue, from_ms(now_ms),
+                timedelta(milliseconds=schedule.period_ms(occurrences[0])), schedule.entry.stale_after,
+            )  # fmt: skip
             with contextlib.suppress(StreamQError):  # MongoDB is away, or slow: what was known holds
-                count = await self._statuses.stale_users(schedule.name, since, period_ms / 1000, limit_s=STALE_LIMIT_S)
+                count = await self._statuses.stale_users(wanted, most=MOST_STALE, limit_s=STALE_LIMIT_S)
         self._stale[schedule.name] = (time.monotonic(), count)
         return count
 

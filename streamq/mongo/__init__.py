@@ -7,10 +7,10 @@ from streamq.mongo.ledger import Ledger, LedgerEntry
 from streamq.mongo.schedules import ScheduleStore
 from streamq.mongo.schema import Schema
 from streamq.mongo.shadow import Legacy, ShadowStore
-from streamq.mongo.statuses import SEEN_STATES, Statuses, StatusWrite, Written
+from streamq.mongo.statuses import SEEN_STATES, Refreshed, Statuses, StatusWrite, Written
 from streamq.mongo.users import UserPages
 
 __all__ = [
-    "SEEN_STATES", "Audit", "FlagStore", "Ledger", "LedgerEntry", "Legacy", "Mongo", "Operations", "ScheduleStore",
-    "Schema", "ShadowStore", "StatusWrite", "Statuses", "Tokens", "UserPages", "Written",
+    "SEEN_STATES", "Audit", "FlagStore", "Ledger", "LedgerEntry", "Legacy", "Mongo", "Operations", "Refreshed",
+    "ScheduleStore", "Schema", "ShadowStore", "StatusWrite", "Statuses", "Tokens", "UserPages", "Written",
 ]  # fmt: skip

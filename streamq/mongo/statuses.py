@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson.binary import Binary
@@ -20,15 +19,16 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from streamq.clock import utc_now
 from streamq.errors import HistoryUnavailable
+from streamq.job import State
 from streamq.logs import event
 from streamq.mongo.client import Document, Mongo, is_passing, plain
 from streamq.mongo.schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
-__all__ = ["ATTEMPTS_KEPT", "SEEN_STATES", "StatusWrite", "Statuses", "Written"]
+__all__ = ["ATTEMPTS_KEPT", "SEEN_STATES", "Refreshed", "StatusWrite", "Statuses", "Written"]
 
 SEEN_STATES = ("queued", "running", "scheduled")
 ATTEMPTS_KEPT = 20
@@ -84,6 +84,48 @@ class Written:
     """Something newer was there already."""
     quarantined: int = 0
     refused: list[tuple[StatusWrite, str]] = field(default_factory=list[tuple[StatusWrite, str]])
+
+
+_ALIVE = [state.value for state in State if not state.is_terminal]
+_NOT_COMPLETED = [state.value for state in State if state is not State.COMPLETED]
+_USERS_AT_ONCE = 1_000
+
+
+class Refreshed(NamedTuple):
+    """Within what time the users of a schedule should have had a job that completed."""
+
+    schedule: str
+    queue: str
+    now: datetime
+    period: timedelta
+    periods: int
+
+    @property
+    def since(self) -> datetime:
+        """When a job should have completed at the latest."""
+        return self.now - self.periods * self.period
+
+    @property
+    def first(self) -> datetime:
+        """When the jobs that count were enqueued at the earliest."""
+        return self.since - self.period
+
+    @property
+    def last(self) -> datetime:
+        """When a job that should have completed by now was enqueued at the latest; the newest ones have just begun."""
+        return self.now - self.period if self.periods > 1 else self.now
+
+    def is_stale(self, jobs: Sequence[Document]) -> bool:
+        """Tell by the jobs of a user; one who has left, and so has no newer jobs, is not."""
+        enqueued = [job["enqueued_at"] for job in jobs]
+        goes_on = max(enqueued) >= self.since or any(job["state"] in _ALIVE for job in jobs)
+        is_fresh = any(job["state"] == "completed" and job["finished_at"] >= self.since for job in jobs)
+        return min(enqueued) < self.since and goes_on and not is_fresh
+
+    def oldest(self, jobs: Sequence[Document]) -> str | None:
+        """Return the id of the oldest job that should have completed and has not."""
+        waited = [job for job in jobs if job["state"] != "completed" and job["enqueued_at"] <= self.last]
+        return min(((job["enqueued_at"], job["_id"]) for job in waited), default=(None, None))[1]
 
 
 class Statuses:
@@ -208,30 +250,44 @@ class Statuses:
         with self._mongo.translated(), self._mongo.patience(limit_s):
             return [str(queue) for queue in await self._jobs.distinct("queue")]
 
-    async def stale_users(self, schedule: str, since: datetime, period_s: float, *, limit_s: float) -> int:
-        """Count the users of a schedule who had a job in the period before a moment or later, and none completed after it.
+    async def stale_users(self, wanted: Refreshed, *, most: int, limit_s: float) -> int:
+        """Count users who have had jobs of a schedule for so many periods, and none that completed.
+
+        Whoever is stale has a job of those occurrences that has not completed, and few have: those are read along an
+        index, oldest first, and looked at a thousand users at a time. So time and memory follow what fails, not the users.
+
+        Args:
+            wanted: Of which schedule, and for how long.
+            most: Counting ends there.
+            limit_s: How long it may take in all.
 
         Raises:
             HistoryUnavailable: MongoDB is away, too slow, or has not got streamq's indexes.
         """
-        pipeline: list[Document] = [
-            {"$match": {"enqueued_at": {"$gte": since - timedelta(seconds=period_s)}, "schedule": schedule}},
-            {
-                "$group": {
-                    "_id": "$user",
-                    "first": {"$min": "$enqueued_at"},
-                    "completed": {"$max": {"$cond": [{"$eq": ["$state", "completed"]}, "$finished_at", None]}},
-                }
-            },
-            {"$match": {"first": {"$lt": since}, "$or": [{"completed": None}, {"completed": {"$lt": since}}]}},
-            {"$count": "users"},
-        ]
+        count = 0
+        query = {
+            "queue": wanted.queue, "state": {"$in": _NOT_COMPLETED}, "schedule": wanted.schedule, "user": {"$exists": True},
+            "enqueued_at": {"$gte": wanted.first, "$lte": wanted.last},
+        }  # fmt: skip
         try:
             with self._mongo.translated(), self._mongo.patience(limit_s):
-                found = await (await self._jobs.aggregate(pipeline, allowDiskUse=True, hint="recent")).to_list()
+                found = self._jobs.find(query, {"user": 1}, batch_size=_USERS_AT_ONCE)
+                found = found.sort([("enqueued_at", 1), ("_id", 1)]).hint("by_queue_and_state")
+                while count < most and (jobs := await found.to_list(_USERS_AT_ONCE)):
+                    count += await self._stale_among({job["_id"]: job["user"] for job in jobs}, wanted)
         except OperationFailure as error:
             raise HistoryUnavailable(f"MongoDB at {self._mongo.where} cannot count stale users: {error}") from error
-        return int(found[0]["users"]) if found else 0
+        return min(count, most)
+
+    async def _stale_among(self, jobs: Mapping[str, str], wanted: Refreshed) -> int:
+        """Count the stale users among those of some jobs, each at the oldest of its jobs that has not completed."""
+        users = list(set(jobs.values()))
+        query = {"user": {"$in": users}, "enqueued_at": {"$gte": wanted.first}, "schedule": wanted.schedule}
+        wants = {"user": 1, "state": 1, "enqueued_at": 1, "finished_at": 1}
+        theirs: dict[str, list[Document]] = {user: [] for user in users}
+        for job in await self._jobs.find(query, wants).hint("by_user").to_list():
+            theirs[job["user"]].append(job)
+        return sum(1 for each in theirs.values() if wanted.is_stale(each) and wanted.oldest(each) in jobs)
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Return which of these jobs there is a status of."""

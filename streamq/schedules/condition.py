@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from streamq.schedules.book import Listed
     from streamq.schedules.occurrence import Occurrence, Schedule
 
-__all__ = ["Alarm", "AlarmKind", "Condition", "condition_of", "look"]
+__all__ = ["MOST_STALE", "Alarm", "AlarmKind", "Condition", "condition_of", "look"]
 
 AlarmKind = Literal["not_fired", "unfinished", "stale_users"]
 
+MOST_STALE = 10_000
+"""Users that were not refreshed are counted up to here; that is enough for an alarm."""
 _LOOKED_AT = 3
 
 
@@ -141,7 +143,8 @@ def _alarms(
             found.append(Alarm("unfinished", schedule.name, occurrence.stamp, text))
     if stale_users:
         periods = schedule.entry.stale_after
-        text = f"schedule {schedule.name!r}: {stale_users:,} users have not been refreshed for {periods} periods"
+        users = f"{stale_users:,}" if stale_users < MOST_STALE else f"{MOST_STALE:,} or more"
+        text = f"schedule {schedule.name!r}: {users} users have not been refreshed for {periods} periods"
         found.append(Alarm("stale_users", schedule.name, newest.stamp, text))
     return found
 

@@ -44,6 +44,10 @@ def test_whoever_does_not_move_is_told_so_and_nothing_is_wrong(command, monkeypa
     told = command("rollout", "status")
     assert (told.code, "no move from another system is under way" in told.err) == (0, True)
     assert json.loads(command("rollout", "status", "--json").out)["moving"] is False
+    monkeypatch.setenv("BACKGROUND_JOBS_ENABLED", "false")  # the first phase, as it should be
+    told = command("rollout", "status")
+    assert (told.code, told.rows[1]) == (0, ["phase", "off: nothing fires"])
+    monkeypatch.delenv("BACKGROUND_JOBS_ENABLED")
     monkeypatch.setenv("STREAMQ_ROLLOUT", "all")
     told = command("rollout", "status")
     assert (told.code, "both systems refresh all users" in told.err) == (1, True)

@@ -18,7 +18,7 @@ from streamq.cron.health import serving
 from streamq.cron.roster import Roster
 from streamq.cron.watch import Watch
 from streamq.errors import ConfigurationError, HistoryUnavailable
-from streamq.mongo import Mongo, Statuses
+from streamq.mongo import Mongo, Refreshed, Statuses
 from streamq.schedules.condition import condition_of
 from streamq.schedules.desks import desks
 from streamq.schedules.occurrence import Occurrence, checked
@@ -75,6 +75,8 @@ class TestCondition:
     def test_users_that_are_not_refreshed_raise_an_alarm(self):
         (alarm,) = alarms(10, DONE, DONE, DONE, stale_users=1234)
         assert alarm.text == "schedule 'hourly': 1,234 users have not been refreshed for 3 periods"
+        (alarm,) = alarms(10, DONE, DONE, DONE, stale_users=10_000)
+        assert "10,000 or more users have not" in alarm.text
 
     def test_what_is_paused_raises_nothing(self):
         assert alarms(30, DONE, DONE, None, is_paused=True, stale_users=3) == ()
@@ -249,12 +251,17 @@ async def test_users_without_a_completed_job_for_too_long_are_counted(mongodb_ur
             status("failing", 3.5, "dead"), status("failing", 1.5, "dead"),
             status("new", 1.5, "dead"),
             status("stuck", 3.5, "running"),
+            status("once good", 3.5, "completed"), status("once good", 1.5, "dead"), status("once good", 1.2, "dead"),
+            status("begins anew", 3.5, "completed"), status("begins anew", 2.5, "completed"), status("begins anew", 0.5, "queued"),
+            status("left", 3.5, "completed"), status("left badly", 3.5, "dead"),
         ]
     )  # fmt: skip
-    assert await statuses.stale_users("hourly", now - timedelta(hours=3), 3600, limit_s=5) == 2
-    assert await statuses.stale_users("other", now - timedelta(hours=3), 3600, limit_s=5) == 0
-    await mongo.collection("job_status").drop_index("recent")
+    hourly = Refreshed("hourly", "q", now, timedelta(hours=1), 3)
+    assert await statuses.stale_users(hourly, most=100, limit_s=30) == 3  # failing, stuck, once good
+    assert await statuses.stale_users(hourly, most=2, limit_s=30) == 2
+    assert await statuses.stale_users(hourly._replace(schedule="other"), most=100, limit_s=30) == 0
+    await mongo.collection("job_status").drop_index("by_queue_and_state")
     with pytest.raises(HistoryUnavailable, match="cannot count stale users"):
-        await statuses.stale_users("hourly", now, 3600, limit_s=5)
+        await statuses.stale_users(hourly, most=100, limit_s=30)
     assert await statuses.known(["new:1.5", "nobody"]) == {"new:1.5"}
     await mongo.close()
