@@ -155,7 +155,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     expected = {
         "Redis": {
             "enqueue", "cancel_job", "retry_job", "list_queues", "show_queue", "pause_queue", "resume_queue", "list_workers",
-            "block_jobs", "unblock_jobs",
+            "block_jobs", "unblock_jobs", "show_gates",
             "dump_worker", "show_dump", "quiet_worker", "resume_worker", "stop_worker", "show_job", "list_attempts", "show_log", "status_of_user",
         },
         "MongoDB": {
