@@ -43,7 +43,7 @@ SCOPES: Mapping[str, str] = {
     "queues:write": "pause and resume queues and schedules",
     "workers:write": "tell workers to be quiet, to resume, to stop, and where they stand",
     "metrics:read": "read /metrics",
-    ADMIN: "everything, and the audit, and the tokens",
+    ADMIN: "everything; alone: the audit, tokens, stored schedules",
 }
 USER_SCOPE = "user:"
 """`user:<id>` reads the jobs of that user, and knows of no others."""

@@ -10,6 +10,7 @@ StreamQError
 │   ├── BadArguments
 │   ├── PayloadTooLarge
 │   └── QueueFull
+├── Conflict               exit 75   changed by somebody else meanwhile
 ├── NotConfirmed           exit 75   enqueued, but not on as many replicas as asked
 ├── JobNotFound            exit 1
 ├── JobFailed              exit 1    raised by `job.result()`
@@ -21,7 +22,7 @@ StreamQError
 from __future__ import annotations
 
 __all__ = [
-    "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "HistoryUnavailable", "JobFailed",
+    "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "Conflict", "HistoryUnavailable", "JobFailed",
     "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PayloadTooLarge", "QueueFull", "StreamQError",
     "Unavailable", "UnknownHandler",
 ]  # fmt: skip
@@ -85,6 +86,12 @@ class QueueFull(JobRejected):
         self.depth = depth
         """How many jobs the queue held; 0 if it is Redis that is full."""
         self.max_depth = max_depth
+
+
+class Conflict(StreamQError):
+    """It was changed by somebody else meanwhile; nothing was written."""
+
+    exit_code = 75
 
 
 class NotConfirmed(StreamQError):

@@ -160,7 +160,7 @@ class Draft(NewJob):
     is_plain: bool = False
     """Whether it goes straight into its lane, unless somebody is known as slow."""
 
-    def as_job(self, result: str, client: Client, error: StreamQError | None = None) -> Job:
+    def as_job(self, result: str, client: Client | None = None, error: StreamQError | None = None) -> Job:
         """Say what became of it, from its result in `Added`."""
         if result == "n":
             return Job(self.id, self.handler, self.queue, "new", client, error)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from streamq.api import bulk, events, jobs, original, people, producing, queues, service, timetable
+from streamq.api import bulk, events, following, jobs, original, people, producing, queues, service, timetable
 from streamq.api.answers import Problem, on_error, on_http_error, on_problem
 from streamq.api.auditor import Auditor
 from streamq.api.door import Door
@@ -36,7 +36,7 @@ __all__ = ["OPERATIONS", "create_app"]
 UPKEEP_EVERY_S = 5.0
 
 OPERATIONS = (
-    *original.OPERATIONS, *producing.OPERATIONS, *jobs.OPERATIONS, *bulk.OPERATIONS, *events.OPERATIONS,
+    *original.OPERATIONS, *producing.OPERATIONS, *following.OPERATIONS, *jobs.OPERATIONS, *bulk.OPERATIONS, *events.OPERATIONS,
     *queues.OPERATIONS, *timetable.OPERATIONS, *people.OPERATIONS, *service.OPERATIONS,
 )  # fmt: skip
 """All that can be asked. Of two whose paths fit, the first counts."""
@@ -73,6 +73,7 @@ def create_app(
         app.state.logins = people.logins()
         app.state.runner = Runner(stores)
         app.state.hub = Hub(stores)
+        app.state.followers = following.Followers()
         stores.start()
         upkeep = asyncio.create_task(_keep_up(app))
         try:

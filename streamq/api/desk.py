@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from streamq.api.answers import Problem, iso
-from streamq.errors import BadInput, BrokerUnavailable, JobNotFound, JobRejected, QueueFull, StreamQError
+from streamq.errors import BadInput, BrokerUnavailable, Conflict, JobNotFound, JobRejected, QueueFull, StreamQError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -63,12 +63,14 @@ async def or_503(answer: Awaitable[T], server: str) -> T:
     """Return an answer of a server.
 
     Raises:
-        Problem: 503 while it is away; 404, 422 or 507 if it has refused the job.
+        Problem: 503 while it is away; 404, 412, 422 or 507 if it has refused.
     """
     try:
         return await answer
     except JobNotFound:
         raise Problem(404, "no such job waits or runs", kind="job-unknown") from None
+    except Conflict as changed:
+        raise Problem(412, str(changed), kind="changed-meanwhile") from None
     except BadInput as bad:
         raise Problem(422, str(bad), kind="bad-parameter", errors=[{"parameter": "body", "detail": str(bad)}]) from None
     except QueueFull as full:

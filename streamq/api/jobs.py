@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -17,22 +18,26 @@ from streamq.api.desk import auditor_of, job_json, or_503, stores_of, told
 from streamq.api.parameters import (
     CURSOR,
     FILTER,
+    IF_MATCH,
     LIMIT,
     Parameter,
     after,
     bad,
     body,
+    check_match,
     cursor,
     filter_of,
     limit,
     mark_of,
+    matches,
     number,
     one_of,
 )  # fmt: skip
 from streamq.api.paths import ANYTHING
 from streamq.api.table import LIMIT_S, Operation, users_seen
 from streamq.broker.letters import Edits
-from streamq.errors import StreamQError
+from streamq.clock import from_ms, utc_now
+from streamq.errors import JobNotFound, StreamQError, Unavailable
 from streamq.history import Filter, JobStatus, errors_of
 from streamq.job import State
 
@@ -42,11 +47,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from streamq.api.stores import Stores
-    from streamq.broker.letters import Letters
+    from streamq.broker.letters import Letter, Letters
     from streamq.broker.orders import Cancelled, Replayed
     from streamq.history import ErrorGroup, Errors
 
-__all__ = ["OPERATIONS"]
+__all__ = ["JOB", "OPERATIONS", "whole", "with_etag"]
 
 MOST_WAIT_S = 30
 LOOK_EVERY_S = 0.2
@@ -54,6 +59,8 @@ MOST_DEAD = 10_000
 MOST_LETTERS = 1_000
 MOST_REASON = 500
 MOST_POINTS = 1_500
+ON_ITS_WAY = timedelta(seconds=60)
+"""A dead letter that is older, and of which MongoDB knows nothing, is one whose status has expired."""
 STEPS_S = {"minute": 60, "hour": 3_600, "day": 86_400}
 
 
@@ -103,10 +110,10 @@ async def show_job(request: Request) -> Response:
     known = request.headers.get("if-none-match", "")
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + wait_s
-    job, is_stale = await _whole(request)
+    job, is_stale = await whole(request)
     while True:
-        answer, etag = _with_etag(job, is_stale=is_stale)
-        is_same = _matches(known, etag)
+        answer, etag = with_etag(job, is_stale=is_stale)
+        is_same = matches(known, etag, weakly=True)
         if loop.time() >= ends_at or State(job.state).is_terminal or (known and not is_same):
             break
         job, is_stale = await _looked_again(request, ends_at)
@@ -118,7 +125,7 @@ async def _looked_again(request: Request, ends_at: float) -> tuple[JobStatus, bo
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         try:
-            return await _whole(request)
+            return await whole(request)
         except Problem as problem:
             if problem.status != 404 or asyncio.get_running_loop().time() >= ends_at:
                 raise
@@ -126,19 +133,20 @@ async def _looked_again(request: Request, ends_at: float) -> tuple[JobStatus, bo
 
 async def list_attempts(request: Request) -> Response:
     """List the attempts of a job that have ended, oldest first; the last 20 are kept."""
-    job, is_stale = await _whole(request)
+    job, is_stale = await whole(request)
     return Json({"items": told(list(job.attempts)), "stale": is_stale})
 
 
 async def show_log(request: Request) -> Response:
     """Tell what the handler wrote about the job, oldest first; of a running job, until a moment ago."""
-    job, is_stale = await _whole(request)
+    job, is_stale = await whole(request)
     return Json({"items": told(list(job.log)), "lines": job.log_lines, "stale": is_stale})
 
 
 async def cancel_job(request: Request) -> Response:
     """Cancel a job. One that runs is interrupted, and ends once its handler lets go."""
     job_id, reason = request.path_params["job_id"], await _reason(request)
+    await _check_match(request)
 
     async def cancel(stores: Stores, queue: str) -> Cancelled:
         return await stores.order(queue, lambda orders: orders.cancel(job_id, reason=reason))
@@ -156,6 +164,7 @@ async def retry_job(request: Request) -> Response:
     """
     job_id, order = request.path_params["job_id"], await body(request, RetryOrder)
     given = {name: getattr(order, name) for name in Edits.__struct_fields__}
+    await _check_match(request)
     edits = Edits(**given) if any(value is not None for value in given.values()) else None
 
     async def replay(letters: Letters) -> tuple[Replayed, str]:
@@ -170,6 +179,68 @@ async def retry_job(request: Request) -> Response:
     after = {"reason": order.reason, "changed": [name for name, value in given.items() if value is not None]}
     await auditor_of(request).note(request, "job.retry", job_id, before={"state": "dead"}, after=after)
     return Json({"id": job_id, "became": became})
+
+
+async def delete_job(request: Request) -> Response:
+    """Delete what is kept of a job that has ended: its status, and its dead letter if it died.
+
+    One that has not ended is to be cancelled first. A repeat after an interruption deletes the rest.
+    """
+    job_id, stores = request.path_params["job_id"], stores_of(request)
+    await _check_match(request)
+    if await or_503(stores.live(job_id), "Redis") is not None:
+        raise Problem(409, "the job has not ended; cancel it first", kind="job-alive")
+    known = await _of_history(stores, job_id)
+    letters = await _letters_of(stores, job_id)
+    if known is None and not letters:
+        raise Problem(404, "no such job is known; its status may have expired", kind="job-unknown")
+    if (known is not None and not State(known.state).is_terminal) or (known is None and _is_fresh(letters)):
+        # Else the recorder would bring it back a moment later.
+        detail = "the job has ended, and its status is on its way to MongoDB; try again"
+        raise Problem(409, detail, kind="job-moved", headers={"retry-after": "2"})
+    for queue, letter in letters:
+        await or_503(stores.order(queue, lambda orders, letter=letter: orders.delete_letters([letter.id])), "Redis")  # type: ignore[misc]
+    if known is not None:
+        await or_503(stores.forget(job_id), "MongoDB")
+    state = known.state if known is not None else State.DEAD.value
+    await auditor_of(request).note(request, "job.delete", job_id, before={"state": state})
+    return Response(status_code=204)
+
+
+async def _of_history(stores: Stores, job_id: str) -> JobStatus | None:
+    if not stores.has_history:
+        return None
+    return await or_503(stores.ask_history(lambda history: history.job(job_id)), "MongoDB")
+
+
+async def _letters_of(stores: Stores, job_id: str) -> list[tuple[str, Letter]]:
+    """Find the dead letter of a job, whichever queue it is in."""
+    found: list[tuple[str, Letter]] = []
+    for queue in stores.queues:
+        with contextlib.suppress(JobNotFound):
+            try:
+                found.append((queue, await stores.letters(queue, lambda letters: letters.find(job_id))))
+            except Unavailable:
+                raise Problem(503, "Redis is away", kind="store-away", headers={"retry-after": "2"}) from None
+    return found
+
+
+def _is_fresh(letters: Sequence[tuple[str, Letter]]) -> bool:
+    return any(utc_now() - from_ms(letter.died_ms) < ON_ITS_WAY for _, letter in letters)
+
+
+async def _check_match(request: Request) -> None:
+    """Hold an If-Match against the job as it is now, if there is one.
+
+    What happens to the job between this look and the order, the order itself finds out: it is done to a job in the state
+    that it needs, or not at all.
+
+    Raises:
+        Problem: 404, 412.
+    """
+    if "if-match" in request.headers:
+        job, is_stale = await whole(request)
+        check_match(request, with_etag(job, is_stale=is_stale)[1])
 
 
 async def _in_its_queue(stores: Stores, do: Callable[[Stores, str], Awaitable[T]]) -> T:
@@ -222,7 +293,7 @@ async def show_series(request: Request) -> Response:
     return Json({"step_s": step_s, "points": items}, headers={"cache-control": "private, max-age=5"})
 
 
-_JOB = f"/v1/jobs/{{job_id:{ANYTHING}}}"
+JOB = f"/v1/jobs/{{job_id:{ANYTHING}}}"
 _SINCE_UNTIL = tuple(each for each in FILTER if each.name in ("queue", "since", "until"))
 
 OPERATIONS = (
@@ -231,23 +302,27 @@ OPERATIONS = (
         parameters=(*FILTER, LIMIT, CURSOR), answer=shapes.JobPage,
     ),
     Operation(
-        method="GET", path=f"{_JOB}/attempts", run=list_attempts, tag="jobs", scope="jobs:read", by_user=True,
+        method="GET", path=f"{JOB}/attempts", run=list_attempts, tag="jobs", scope="jobs:read", by_user=True,
         answer=shapes.Attempts, misses=(404,),
     ),
     Operation(
-        method="GET", path=f"{_JOB}/log", run=show_log, tag="jobs", scope="jobs:read", by_user=True,
+        method="GET", path=f"{JOB}/log", run=show_log, tag="jobs", scope="jobs:read", by_user=True,
         answer=shapes.Log, misses=(404,),
     ),
     Operation(
-        method="POST", path=f"{_JOB}:cancel", run=cancel_job, tag="jobs", scope="jobs:write", body=Reason,
-        answer=shapes.Ordered, also=(202,), misses=(404,),
+        method="POST", path=f"{JOB}:cancel", run=cancel_job, tag="jobs", scope="jobs:write", body=Reason,
+        headers=(IF_MATCH,), answer=shapes.Ordered, also=(202,), misses=(404, 412),
     ),
     Operation(
-        method="POST", path=f"{_JOB}:retry", run=retry_job, tag="jobs", scope="jobs:write", body=RetryOrder,
-        answer=shapes.Ordered, misses=(404, 409),
+        method="POST", path=f"{JOB}:retry", run=retry_job, tag="jobs", scope="jobs:write", body=RetryOrder,
+        headers=(IF_MATCH,), answer=shapes.Ordered, misses=(404, 409, 412),
     ),
     Operation(
-        method="GET", path=_JOB, run=show_job, tag="jobs", scope="jobs:read", by_user=True, answer=shapes.Job,
+        method="DELETE", path=JOB, run=delete_job, tag="jobs", scope="jobs:write", headers=(IF_MATCH,), status=204,
+        misses=(404, 409, 412),
+    ),
+    Operation(
+        method="GET", path=JOB, run=show_job, tag="jobs", scope="jobs:read", by_user=True, answer=shapes.Job,
         parameters=(
             Parameter(
                 "wait", "Wait for its end, so many seconds at most.",
@@ -292,7 +367,7 @@ async def _reason(request: Request) -> str:
 # What is known
 
 
-async def _whole(request: Request) -> tuple[JobStatus, bool]:
+async def whole(request: Request) -> tuple[JobStatus, bool]:
     """Find a job, and tell whether a server that might know more is away.
 
     Raises:
@@ -326,18 +401,13 @@ def _joined(known: JobStatus | None, live: JobStatus | None) -> JobStatus | None
     return dataclasses.replace(live, **{name: getattr(known, name) for name in kept})
 
 
-def _with_etag(job: JobStatus, *, is_stale: bool) -> tuple[Response, str]:
+def with_etag(job: JobStatus, *, is_stale: bool) -> tuple[Response, str]:
+    """Write down a job, with an ETag that changes whenever anything about it does."""
     answer = Json({**job_json(job), "stale": is_stale})
     etag = f'"{hashlib.sha256(answer.body).hexdigest()[:24]}"'
     is_final = State(job.state).is_terminal and not is_stale
     answer.headers.update({"etag": etag, "cache-control": "private, max-age=60" if is_final else "private, no-cache"})
     return answer, etag
-
-
-def _matches(given: str, etag: str) -> bool:
-    """Tell whether an If-None-Match names this ETag."""
-    tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
-    return etag in tags or "*" in tags
 
 
 async def _up_to_date(stores: Stores, jobs: Sequence[JobStatus]) -> tuple[Sequence[JobStatus], bool]:

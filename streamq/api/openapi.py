@@ -29,6 +29,7 @@ _PROBLEMS = {
     405: "The path has no such method.",
     408: "The body did not come in time.",
     409: "It is no longer as the order supposes.",
+    412: "It was changed meanwhile: its ETag is another one.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     422: "A parameter or the body cannot be used; `errors` names it.",
@@ -36,7 +37,13 @@ _PROBLEMS = {
     503: "A server is away, and the answer with it.",
     507: "The queue, or Redis, is full.",
 }
-_ALSO = {202: "Accepted; it takes a while.", 200: "Done.", 304: "Nothing has changed."}
+_ALSO = {
+    201: "Made.",
+    204: "It has ended, and nothing has changed since.",
+    202: "Accepted; it takes a while.",
+    200: "Done.",
+    304: "Nothing has changed.",
+}
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:

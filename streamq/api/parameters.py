@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 __all__ = [
+    "BODY_WITHIN_S",
     "CURSOR",
     "FILTER",
+    "IF_MATCH",
     "LIMIT",
     "MOST_BODY_BYTES",
     "Parameter",
     "after",
     "bad",
     "body",
+    "check_match",
     "check_parameters",
     "cursor",
     "filter_of",
     "flag",
     "limit",
+    "matches",
     "moment",
     "number",
     "one_of",
@@ -217,6 +221,27 @@ def after(request: Request, mark: str, kind: type[T]) -> T | None:
 def mark_of(which: Any) -> str:
     """Tell filters apart, in few characters."""
     return hashlib.sha256(repr(dataclasses.astuple(which)).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+IF_MATCH = Parameter("If-Match", "Do it only if the ETag is still this one.", {"type": "string"})
+
+
+def matches(given: str, etag: str, *, weakly: bool = False) -> bool:
+    """Tell whether a header names this ETag; weakly: also as a weak one, as If-None-Match may."""
+    tags = [tag.strip() for tag in given.split(",")]
+    return "*" in tags or etag in ([tag.removeprefix("W/") for tag in tags] if weakly else tags)
+
+
+def check_match(request: Request, etag: str) -> bool:
+    """Hold an If-Match against what is there. Returns whether there was one.
+
+    Raises:
+        Problem: 412; it is not as the caller knows it.
+    """
+    given = request.headers.get("if-match")
+    if given is not None and not matches(given, etag):
+        raise Problem(412, "it is not as your If-Match says; look at it again", kind="changed-meanwhile")
+    return given is not None
 
 
 def too_large() -> Problem:

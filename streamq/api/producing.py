@@ -1,4 +1,4 @@
-"""Enqueueing over HTTP, by a handler's name, and what handlers there are."""
+"""Enqueueing over HTTP, by a handler's name, one job or many, and what handlers there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import secrets
 import typing
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
@@ -14,12 +15,13 @@ import msgspec
 
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem
+from streamq.api.calls import Call
 from streamq.api.desk import application_of, auditor_of, or_503, stores_of
 from streamq.api.parameters import Parameter, bad, body
 from streamq.api.table import Operation, principal_of
-from streamq.broker.partition import CallRepeated
+from streamq.broker.partition import BATCH
 from streamq.clock import utc_now
-from streamq.errors import BrokerUnavailable, JobRejected
+from streamq.errors import HistoryUnavailable, JobRejected, Unavailable
 from streamq.options import Options
 from streamq.queue import draft
 
@@ -29,16 +31,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from streamq.broker.partition import Partition
     from streamq.queue import Draft
     from streamq.registry import HandlerSpec
 
 __all__ = ["OPERATIONS"]
 
-TRIES = 3
+MOST_JOBS = 1_000
 MOST_KEY = 255
-KEY_KEPT_MS = 86_400_000
-CALL_KEPT_MS = 60_000
 LATEST_S = 10 * 365 * 86_400
 MOST_ATTEMPTS = 1_000
 
@@ -62,6 +61,14 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True):
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=MOST_ATTEMPTS)] | None = None
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=LATEST_S)] | None = None
     """It is not started later than this from now."""
+    ledger: bool = False
+    """Written to a majority of MongoDB's servers first: should Redis lose it, it is enqueued again."""
+
+
+class NewJobs(msgspec.Struct, forbid_unknown_fields=True):
+    """Jobs to enqueue."""
+
+    jobs: Annotated[list[NewJob], msgspec.Meta(min_length=1, max_length=MOST_JOBS)]
 
 
 async def enqueue(request: Request) -> Response:
@@ -71,29 +78,39 @@ async def enqueue(request: Request) -> Response:
     of the job: the key decides its id. The same key with another body is refused.
     """
     order = await body(request, NewJob)
-    key = _key(request)
-    app = application_of(request)
-    spec = app.registry.find(order.handler)
-    if spec is None:
-        known = ", ".join(sorted(each.name for each in app.registry))
-        raise bad("handler", f"no handler is named {order.handler!r:.80}; there are {known}")
-    stores = stores_of(request)
-    if spec.queue not in stores.queues:
-        raise bad("handler", f"its queue {spec.queue!r} is none of this API's")
-    principal = principal_of(request)
-    name = hashlib.sha256(f"{principal.token_id}\n{principal.name}\n{key}".encode()).hexdigest() if key else ""
-    item = _draft(spec, order, f"api-{name[:32]}" if key else None, app.settings.max_payload_bytes)
-    call = _Call(f"api:{name[:40] or secrets.token_hex(16)}", item, _fingerprint(order) if key else "")
-    result = await or_503(
-        stores.add(spec.queue, lambda partition: call.make(partition, app.settings.max_depth)), "Redis"
-    )
-    job = item.as_job(result, app.client)
+    said, app = _Said(request, order), application_of(request)
+    item = _draft(request, order, said.job_id())
+    call = Call(said.producer(), said.fingerprint(), app.settings.max_depth)
+    (result,) = await or_503(call.make(stores_of(request), [item]), said.server(item))
+    if not isinstance(result, str):
+        raise Problem(507, str(result), kind="queue-full", headers={"retry-after": "5"})
+    job = _accepted(item, result)
     if not call.is_repeat:
-        await auditor_of(request).note(
-            request, "job.enqueue", job.id, after={"handler": spec.name, "status": job.status}
-        )
-    told = {"id": job.id, "handler": spec.name, "queue": spec.queue, "status": job.status}
-    return Json(told, 201, {"location": f"/v1/jobs/{quote(job.id, safe='')}"})
+        after = {"handler": item.handler, "status": job["status"]}
+        await auditor_of(request).note(request, "job.enqueue", job["id"], after=after)
+    return Json(job, 201, {"location": f"/v1/jobs/{quote(job['id'], safe='')}"})
+
+
+async def enqueue_many(request: Request) -> Response:
+    """Enqueue up to 1,000 jobs of any handlers; what became of each is told, in their order.
+
+    One that cannot be is refused, and the others are enqueued. `unknown`: a server went away meanwhile. With the header
+    Idempotency-Key a repeat within a day makes no job twice, and brings those in whose fate was unknown.
+    """
+    order = await body(request, NewJobs)
+    said = _Said(request, order)
+    told: list[dict[str, Any]] = [{}] * len(order.jobs)
+    audited: Counter[str] = Counter()
+    for first in range(0, len(order.jobs), BATCH):
+        for places, items in _groups(request, order, said, told, first):
+            await _enqueue_group(request, said, places, items, told, audited)
+    counts = Counter(each["status"] if each["error"] else "accepted" for each in told)
+    if counts["unknown"] == len(told):
+        raise Problem(503, told[0]["error"]["detail"], kind="store-away", headers={"retry-after": "2"})
+    if audited.total():
+        after = {"handlers": dict(audited), "refused": counts["refused"], "unknown": counts["unknown"]}
+        await auditor_of(request).note(request, "job.enqueue_many", "", count=audited.total(), after=after)
+    return Json({"items": told, **{name: counts[name] for name in ("accepted", "refused", "unknown")}})
 
 
 async def list_handlers(request: Request) -> Response:
@@ -101,16 +118,20 @@ async def list_handlers(request: Request) -> Response:
     return Json({"items": [_handler(spec) for spec in application_of(request).registry]})
 
 
+_IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "Makes repeats harmless; at most 255 visible characters.",
+    {"type": "string", "minLength": 1, "maxLength": MOST_KEY, "pattern": "^[!-~]+$"},
+)
+
 OPERATIONS = (
     Operation(
         method="POST", path="/v1/jobs", run=enqueue, tag="jobs", scope="jobs:write", body=NewJob,
-        headers=(
-            Parameter(
-                "Idempotency-Key", "Makes repeats harmless; at most 255 visible characters.",
-                {"type": "string", "minLength": 1, "maxLength": MOST_KEY, "pattern": "^[!-~]+$"},
-            ),
-        ),
-        answer=shapes.Accepted, status=201, misses=(404, 507),
+        headers=(_IDEMPOTENCY_KEY,), answer=shapes.Accepted, status=201, misses=(404, 507),
+    ),
+    Operation(
+        method="POST", path="/v1/jobs:batch", run=enqueue_many, tag="jobs", scope="jobs:write", body=NewJobs,
+        headers=(_IDEMPOTENCY_KEY,), answer=shapes.AcceptedMany, misses=(404,),
     ),
     Operation(
         method="GET", path="/v1/handlers", run=list_handlers, tag="handlers", scope="jobs:read",
@@ -119,38 +140,90 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-class _Call:
-    """One numbered call of a producer that makes no other: repeating it adds nothing, and tells what the first one did."""
+class _Said:
+    """Who ordered what under which key: the names of jobs and calls come from it, so that a repeat finds them."""
 
-    def __init__(self, producer: str, item: Draft, fingerprint: str) -> None:
-        self._producer = producer
-        self._item = item
-        self._fingerprint = fingerprint
-        self.is_repeat = False
+    def __init__(self, request: Request, order: NewJob | NewJobs) -> None:
+        principal, key = principal_of(request), _key(request)
+        whole = f"{principal.token_id}\n{principal.name}\n{key}"
+        self._name = hashlib.sha256(whole.encode()).hexdigest() if key else ""
+        self._order = hashlib.sha256(msgspec.json.encode(order, order="deterministic")).hexdigest()[:32] if key else ""
+        self._once = secrets.token_hex(16)
 
-    async def make(self, partition: Partition, max_depth: int) -> str:
-        """Make the call, and again while no reply comes. Returns the result, as in `Added`."""
-        for attempt in range(1, TRIES + 1):
-            try:
-                return await self._make(partition, max_depth)
-            except BrokerUnavailable:
-                if attempt == TRIES:
-                    raise
-        raise AssertionError
+    def job_id(self, place: int | None = None) -> str | None:
+        """Make the id of a job; None: any new one is as good."""
+        part = "" if place is None else f"-{place}"
+        return f"api-{self._name[:32]}{part}" if self._name else None
 
-    async def _make(self, partition: Partition, max_depth: int) -> str:
-        keep_ms = KEY_KEPT_MS if self._fingerprint else CALL_KEPT_MS
+    def producer(self, places: Sequence[int] = ()) -> str:
+        """Name the producer of a call."""
+        part = f":{places[0]}" if places else ""
+        return f"api:{self._name[:40] or self._once}{part}"
+
+    def fingerprint(self, places: Sequence[int] = ()) -> str:
+        """Tell what is in a call: what was ordered, and which jobs of it."""
+        if not self._order or not places:
+            return self._order
+        return hashlib.sha256(f"{self._order}{list(places)}".encode()).hexdigest()[:32]
+
+    @staticmethod
+    def server(item: Draft) -> str:
+        """Name who was away if somebody was."""
+        return "Redis or MongoDB" if item.ledger else "Redis"
+
+
+def _groups(
+    request: Request, order: NewJobs, said: _Said, told: list[dict[str, Any]], first: int
+) -> list[tuple[list[int], list[Draft]]]:
+    """Check a part of the jobs. Returns those that can be, by what one call may hold; why others cannot goes into `told`."""
+    groups: dict[tuple[str, bool], tuple[list[int], list[Draft]]] = {}
+    for place in range(first, min(first + BATCH, len(order.jobs))):
         try:
-            added = await partition.add(
-                self._producer, 1, [self._item], cursor=self._fingerprint, keep_ms=keep_ms, max_depth=max_depth
-            )
-        except CallRepeated as repeated:
-            if repeated.cursor != self._fingerprint:
-                detail = "this Idempotency-Key was used with another body"
-                raise Problem(422, detail, kind="idempotency-key-reused", errors=[{"detail": detail}]) from None
-            self.is_repeat = True
-            return repeated.results or "n"
-        return added.results[0]
+            item = _draft(request, order.jobs[place], said.job_id(place))
+        except Problem as refusal:
+            told[place] = _refused(order.jobs[place].handler, refusal)
+            continue
+        places, items = groups.setdefault((item.queue, item.ledger), ([], []))
+        places.append(place)
+        items.append(item)
+    return list(groups.values())
+
+
+async def _enqueue_group(
+    request: Request,
+    said: _Said,
+    places: list[int],
+    items: list[Draft],
+    told: list[dict[str, Any]],
+    audited: Counter[str],
+) -> None:
+    call = Call(said.producer(places), said.fingerprint(places), application_of(request).settings.max_depth)
+    try:
+        results = await call.make(stores_of(request), items)
+    except Unavailable as away:
+        # Without MongoDB nothing was enqueued; without Redis nobody knows.
+        is_known = isinstance(away, HistoryUnavailable)
+        problem = Problem(503, f"{'MongoDB' if is_known else 'Redis'} is away", kind="store-away")
+        for place, item in zip(places, items, strict=True):
+            refused = _refused(item.handler, problem, "refused" if is_known else "unknown")
+            told[place] = {**refused, "queue": item.queue, "id": said.job_id(place)}
+        return
+    for place, item, result in zip(places, items, results, strict=True):
+        if isinstance(result, str):
+            told[place] = {**_accepted(item, result), "error": None}
+            audited[item.handler] += not call.is_repeat
+        else:
+            told[place] = {**_refused(item.handler, Problem(507, str(result), kind="queue-full")), "queue": item.queue}
+
+
+def _accepted(item: Draft, result: str) -> dict[str, Any]:
+    job = item.as_job(result)
+    return {"id": job.id, "handler": job.handler, "queue": job.queue, "status": job.status}
+
+
+def _refused(handler: str, problem: Problem, status: str = "refused") -> dict[str, Any]:
+    error = {"type": f"urn:streamq:problem:{problem.kind}", "status": problem.status, "detail": problem.detail}
+    return {"id": None, "handler": handler, "queue": None, "status": status, "error": error}
 
 
 def _key(request: Request) -> str:
@@ -163,7 +236,19 @@ def _key(request: Request) -> str:
     return key
 
 
-def _draft(spec: HandlerSpec, order: NewJob, job_id: str | None, max_payload_bytes: int) -> Draft:
+def _draft(request: Request, order: NewJob, job_id: str | None) -> Draft:
+    """Check a job.
+
+    Raises:
+        Problem: 422; it cannot be.
+    """
+    app = application_of(request)
+    spec = app.registry.find(order.handler)
+    if spec is None:
+        known = ", ".join(sorted(each.name for each in app.registry))
+        raise bad("handler", f"no handler is named {order.handler!r:.80}; there are {known}")
+    if spec.queue not in stores_of(request).queues:
+        raise bad("handler", f"its queue {spec.queue!r} is none of this API's")
     options = Options(
         key=order.key,
         dedup=order.dedup,
@@ -172,16 +257,13 @@ def _draft(spec: HandlerSpec, order: NewJob, job_id: str | None, max_payload_byt
         priority=order.priority,
         max_attempts=order.max_attempts,
         deadline=utc_now() + timedelta(seconds=order.deadline_s) if order.deadline_s is not None else None,
+        ledger=order.ledger,
         id=job_id,
     )
     try:
-        return draft(spec, tuple(order.args), order.kwargs, options, max_payload_bytes=max_payload_bytes)
+        return draft(spec, tuple(order.args), order.kwargs, options, max_payload_bytes=app.settings.max_payload_bytes)
     except JobRejected as refused:
         raise bad("body", str(refused)) from None
-
-
-def _fingerprint(order: NewJob) -> str:
-    return hashlib.sha256(msgspec.json.encode(order, order="deterministic")).hexdigest()[:32]
 
 
 def _handler(spec: HandlerSpec) -> dict[str, Any]:

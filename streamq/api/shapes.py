@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 __all__ = [
-    "Accepted", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "ErrorGroup", "ErrorGroups", "Gate", "Gates",
+    "Accepted", "AcceptedMany", "Attempt", "Attempts", "AuditEntries", "AuditEntry", "Block", "Enqueued", "ErrorGroup", "ErrorGroups", "Gate", "Gates",
     "HandlerInfo", "Handlers", "IssuedToken", "Job", "JobPage", "LaneHolds", "LegacyJob", "LegacyList", "LegacyQueue", "LegacyStats",
     "LegacyUser", "Log", "LogLine", "Operation", "Ordered", "Parked", "Pause", "Problem", "Queue", "Queues", "Schedule",
     "Schedules", "Series", "SeriesPoint", "Session", "Stacks", "Token", "Tokens", "Turn", "Unknown", "Worker", "Workers",
@@ -312,6 +312,28 @@ class Accepted(msgspec.Struct):
     """`duplicate`: the job `id` holds the dedup key and stands in; `replaced`: it waits, and has these arguments now."""
 
 
+class Enqueued(msgspec.Struct):
+    """What became of one of many jobs."""
+
+    id: str | None
+    """Null if it was refused."""
+    handler: str
+    queue: str | None
+    status: Literal["new", "duplicate", "replaced", "present", "refused", "unknown"]
+    """As in `Accepted`; `unknown`: no server said whether it was enqueued."""
+    error: dict[str, Any] | None
+    """Why it was refused: `type`, `status` and `detail` as if it had been alone."""
+
+
+class AcceptedMany(msgspec.Struct):
+    """What became of many jobs, in their order."""
+
+    items: list[Enqueued]
+    accepted: int
+    refused: int
+    unknown: int
+
+
 class HandlerInfo(msgspec.Struct):
     """A handler of the application."""
 
@@ -356,12 +378,16 @@ class Schedule(msgspec.Struct):
     queue: str
     misfire: str
     next_at: list[Moment]
+    definition: dict[str, Any] | None
+    """What is stored of a stored one, as it was put."""
 
 
 class Schedules(msgspec.Struct):
     """The schedules of the application."""
 
     items: list[Schedule]
+    stale: bool
+    """Whether only those in code are known now."""
 
 
 class SeriesPoint(msgspec.Struct):

@@ -24,8 +24,9 @@ from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejecte
 from streamq.history import History, JobStatus, notes_told
 from streamq.keys import Keys
 from streamq.lanes import reason_of
+from streamq.ledger import Notary
 from streamq.logs import event
-from streamq.mongo import Audit, Mongo, Operations, Statuses
+from streamq.mongo import Audit, Ledger, Mongo, Operations, Statuses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from streamq.broker.crowd import Crowd
     from streamq.broker.wire import Wire
+    from streamq.errors import QueueFull
+    from streamq.queue import Draft
     from streamq.settings import Settings
 
 __all__ = ["Breaker", "Stores", "Tally"]
@@ -118,6 +121,7 @@ class Stores:
         self._tokens = TokenBook(self._mongo) if self._mongo else None
         self._audit = Audit(self._mongo) if self._mongo else None
         self._operations = Operations(self._mongo) if self._mongo else None
+        self._notary = Notary(settings.mongodb_url, settings.mongodb_database) if settings.history else None
         self._wire = self._broker.wire()
         self._views = {queue: Inspection(self._wire, Keys(queue)) for queue in settings.queues}
         self.redis = Breaker("redis")
@@ -141,6 +145,8 @@ class Stores:
         await self._wire.close()
         if self._mongo:
             await self._mongo.close()
+        if self._notary:
+            await self._notary.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
@@ -189,6 +195,16 @@ class Stores:
         """Put jobs into a queue."""
         return await self.redis.ask(add, Partition(Keys(queue), self._wire))
 
+    async def add_written(
+        self, drafts: Sequence[Draft], add: Callable[[Sequence[Draft]], Awaitable[Sequence[str | QueueFull]]]
+    ) -> Sequence[str | QueueFull]:
+        """Write jobs down in MongoDB, then put them into their queue with `add`; see `Notary`."""
+        if self._notary is None:
+            raise HistoryUnavailable("history is switched off, and the ledger with it")
+        if not self.mongodb.is_up:
+            raise HistoryUnavailable("MongoDB is away")
+        return await self._notary.enqueue(drafts, add)
+
     def feed(self) -> tuple[Feed, Wire]:
         """Make what tells of all that becomes of jobs, and the connection that it reads with, to be closed after it."""
         wire = self._broker.wire()
@@ -197,6 +213,21 @@ class Stores:
     async def letters(self, queue: str, question: Callable[[Letters], Awaitable[T]]) -> T:
         """Ask for, or do something to, the dead letters of a queue."""
         return await self.order(queue, lambda orders: question(Letters(self._wire, orders)))
+
+    @property
+    def has_history(self) -> bool:
+        """Whether statuses are kept at all."""
+        return self._history is not None
+
+    async def forget(self, job_id: str) -> None:
+        """Delete the status of a job that has ended.
+
+        It is struck out of the ledger before: who is there and has no status would be enqueued again.
+        """
+        if self._mongo is not None:
+            ledger, statuses = Ledger(self._mongo), Statuses(self._mongo)
+            await self.mongodb.ask(ledger.strike, [job_id])
+            await self.mongodb.ask(statuses.forget, job_id)
 
     async def ask_history(self, question: Callable[[History], Awaitable[T]]) -> T:
         """Ask MongoDB."""

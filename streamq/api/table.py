@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from streamq.api.answers import Problem
-from streamq.api.parameters import Parameter, check_parameters
+from streamq.api.parameters import BODY_WITHIN_S, Parameter, check_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -57,9 +57,14 @@ class Operation:
     """Errors of its own: 404, 409, ..."""
     also: Sequence[int] = ()
     """Other statuses that are no errors."""
-    limit_s: float | None = LIMIT_S
-    """None: as long as it takes."""
+    limit_s: float = LIMIT_S
+    """How long it may take once its body is there."""
     headers: Sequence[Parameter] = field(default=())
+
+    @property
+    def whole_limit_s(self) -> float:
+        """How long it may take with its body, which has a limit of its own."""
+        return self.limit_s + (BODY_WITHIN_S if self.body is not None else 0)
 
     @property
     def summary(self) -> str:
@@ -92,10 +97,10 @@ def _endpoint(methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Re
         if not operation.takes_others:
             check_parameters(request, operation.parameters)
         try:
-            async with asyncio.timeout(operation.limit_s):
+            async with asyncio.timeout(operation.whole_limit_s):
                 return await operation.run(request)
         except TimeoutError:
-            detail = f"no answer within {operation.limit_s:g} s"
+            detail = f"no answer within {operation.whole_limit_s:g} s"
             raise Problem(503, detail, kind="too-slow", headers={"retry-after": "5"}) from None
 
     return answer

@@ -8,10 +8,12 @@ from urllib.parse import unquote, urlsplit
 
 import pymongo
 from bson.dbref import DBRef
+from bson.errors import BSONError
 from pymongo.asynchronous.mongo_client import AsyncMongoClient
 from pymongo.errors import (
     ConfigurationError as MongoConfigurationError,
     ConnectionFailure,
+    DocumentTooLarge,
     ExecutionTimeout,
     InvalidURI,
     OperationFailure,
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.collection import AsyncCollection
     from pymongo.asynchronous.database import AsyncDatabase
 
-__all__ = ["Document", "Mongo", "is_passing", "plain"]
+__all__ = ["UNENCODABLE", "Document", "Mongo", "is_about_the_document", "is_passing", "plain"]
 
 Document = dict[str, Any]
+
+UNENCODABLE = (BSONError, DocumentTooLarge, OverflowError, RecursionError, TypeError, UnicodeError, ValueError)
+"""Refusals that are about a document, raised before anything is sent."""
 
 OLDEST_SERVER = (5, 0)
 """From 5.0 on a key inside a document may begin with `$`, so a result is stored as it is. 4.4 is past its end of life."""
@@ -51,6 +56,11 @@ _PASSING = frozenset(
 def is_passing(code: int | None) -> bool:
     """Tell whether a refusal is about the server's condition rather than about what was written."""
     return code in _PASSING
+
+
+def is_about_the_document(code: int | None) -> bool:
+    """Tell whether a refusal is about what was written, and neither about the server nor about who writes."""
+    return not is_passing(code) and code not in (_AUTHENTICATION_FAILED, _UNAUTHORIZED)
 
 
 class Mongo:

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson.binary import Binary
-from bson.errors import BSONError
 from pymongo import InsertOne, UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from streamq.clock import utc_now
 from streamq.errors import HistoryUnavailable
 from streamq.job import State
 from streamq.logs import event
-from streamq.mongo.client import Document, Mongo, is_passing, plain
+from streamq.mongo.client import UNENCODABLE, Document, Mongo, is_passing, plain
 from streamq.mongo.schema import Schema
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ __all__ = ["ATTEMPTS_KEPT", "SEEN_STATES", "Refreshed", "StatusWrite", "Statuses
 SEEN_STATES = ("queued", "running", "scheduled")
 ATTEMPTS_KEPT = 20
 
+_ENDED = tuple(state.value for state in State if state.is_terminal)
 _DUPLICATE_KEY = 11000
 _QUARANTINED_BYTES = 1_000_000
 
@@ -55,9 +55,6 @@ _CLEARED_BY_RECORDED = (
     "run_ms",
 )
 _CLEARED_BY_SEEN = ("due_at", "expires_at", "finished_at", "result", "result_error", "run_ms")
-
-# Refusals that are about a document, raised before anything is sent.
-_UNENCODABLE = (BSONError, DocumentTooLarge, OverflowError, RecursionError, TypeError, UnicodeError, ValueError)
 
 
 class StatusWrite(NamedTuple):
@@ -295,13 +292,19 @@ class Statuses:
             found = await self._jobs.find({"_id": {"$in": list(job_ids)}}, {"_id": 1}).to_list()
         return {str(each["_id"]) for each in found}
 
+    async def forget(self, job_id: str) -> bool:
+        """Delete the status of a job that has ended. Returns whether there was one."""
+        with self._mongo.translated():
+            done = await self._jobs.delete_one({"_id": job_id, "state": {"$in": list(_ENDED)}})
+        return done.deleted_count == 1
+
     async def _divide(self, writes: Sequence[StatusWrite], done: Written) -> None:
         """Write a batch; if it is refused as a whole, find what is to blame by halves."""
         try:
             await self._write(writes, done)
         except HistoryUnavailable:
             raise
-        except (OperationFailure, *_UNENCODABLE) as error:
+        except (OperationFailure, *UNENCODABLE) as error:
             if len(writes) == 1:
                 done.refused.append((writes[0], str(error)))
                 return

@@ -14,7 +14,7 @@ from streamq.broker.fanout import FanOuts
 from streamq.broker.server import Broker
 from streamq.errors import BadInput, ConfigurationError, HistoryUnavailable, StreamQError
 from streamq.logs import event
-from streamq.mongo import FlagStore, Mongo, ScheduleStore
+from streamq.mongo import FlagStore, Mongo, ScheduleStore, Seen
 from streamq.schedules.occurrence import Schedule, checked
 from streamq.schedules.phase import Phase
 from streamq.schedules.stored import Definition, definition_of, schedule_of
@@ -51,6 +51,14 @@ class Listed:
     error: str = ""
     version: Any = None
     """Differs when anything but the pause has changed."""
+    definition: Definition | None = None
+    """Of a stored one that can be read."""
+
+    @property
+    def seen(self) -> Seen:
+        """What is stored of it, for writes that expect it unchanged."""
+        revision, made_at = self.version or (None, None)
+        return Seen(revision, made_at, self.pause.at if self.pause else None)
 
 
 def listing(app: StreamQ, settings: Settings, documents: Iterable[Mapping[str, Any]]) -> list[Listed]:
@@ -73,12 +81,13 @@ def _in_code(entry: CronEntry, pause: Pause | None) -> Listed:
 def _stored(name: str, document: Mapping[str, Any], app: StreamQ, settings: Settings) -> Listed:
     pause = _pause(document)
     version = (document.get("revision"), document.get("made_at"))
+    definition = None
     try:
         definition = definition_of(document["definition"])
         schedule = schedule_of(name, definition, app, settings, made_at=document.get("made_at"))
     except StreamQError as error:
-        return Listed(name, "stored", None, pause, str(error), version)
-    return Listed(name, "stored", schedule, pause, version=version)
+        return Listed(name, "stored", None, pause, str(error), version, definition)
+    return Listed(name, "stored", schedule, pause, version=version, definition=definition)
 
 
 def _pause(document: Mapping[str, Any]) -> Pause | None:
@@ -112,24 +121,26 @@ class Book:
             raise ConfigurationError(f"no schedule is named {name!r} (known: {known})")
         return every[name]
 
-    async def put(self, name: str, definition: Definition) -> bool:
+    async def put(self, name: str, definition: Definition, seen: Seen | None = None) -> bool:
         """Store a schedule, new or instead of the one of that name. Returns whether it is new.
 
         Raises:
             ConfigurationError: It cannot work with this application, or the name is that of one in code.
+            Conflict: What is stored is not what was seen.
         """
         if name in self._app.cron_entries:
             raise ConfigurationError(
                 f"schedule {name!r} is written in code", hint="change it there, or give the stored one another name"
             )
         schedule_of(name, definition, self._app, self._settings)
-        return await self._store.put(name, msgspec.to_builtins(definition, builtin_types=(datetime,)))
+        return await self._store.put(name, msgspec.to_builtins(definition, builtin_types=(datetime,)), seen)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, seen: Seen | None = None) -> None:
         """Remove a stored schedule, and forget up to when it was decided. Jobs that it made go on.
 
         Raises:
             ConfigurationError: There is none of that name, or it is written in code.
+            Conflict: What is stored is not what was seen.
         """
         listed = await self.find(name)
         if listed.source == "code":
@@ -137,30 +148,32 @@ class Book:
                 f"schedule {name!r} is written in code, and cannot be removed from here",
                 hint="take it out of the code, or pause it",
             )
-        await self._store.remove(name)
+        await self._store.remove(name, seen)
         if listed.schedule is not None:
             await _forget(self._settings, listed.schedule)
 
-    async def pause(self, name: str, *, reason: str, by: str) -> None:
+    async def pause(self, name: str, *, reason: str, by: str, seen: Seen | None = None) -> None:
         """Let a schedule fire no more until it is resumed. Fire times that pass meanwhile are not made up for.
 
         Raises:
             BadInput: There is no reason.
             ConfigurationError: There is no such schedule.
+            Conflict: What is stored is not what was seen.
         """
         if not reason.strip():
             raise BadInput("a pause has a reason, for whoever wonders why nothing is refreshed")
         await self.find(name)
-        await self._store.pause(name, reason=reason, by=by)
+        await self._store.pause(name, reason=reason, by=by, seen=seen)
 
-    async def resume(self, name: str) -> bool:
+    async def resume(self, name: str, seen: Seen | None = None) -> bool:
         """Let a schedule fire again, from its next fire time on. Returns whether it was paused.
 
         Raises:
             ConfigurationError: There is no such schedule.
+            Conflict: What is stored is not what was seen.
         """
         await self.find(name)
-        return await self._store.resume(name)
+        return await self._store.resume(name, seen)
 
 
 async def _forget(settings: Settings, schedule: Schedule) -> None:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Definition", "Users", "definition_of", "schedule_of"]
 
 _MOST_LISTED = 10_000
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_LONGEST_S = 10 * 366 * 86_400
+_INT64 = 1 << 63
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+_UserId = Annotated[int, msgspec.Meta(ge=-_INT64, le=_INT64 - 1)]
 
 
 class Users(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -38,7 +42,7 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     query: dict[str, Any] = {}
     cost: str = ""
     """A field of that collection that hints how long a user's job runs."""
-    ids: list[str | int] = []
+    ids: list[str | _UserId] = []
     """The users themselves, up to 10,000."""
 
 
@@ -51,9 +55,9 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     timezone: str = "UTC"
     start: datetime | None = None
     end: datetime | None = None
-    limit: int | None = None
+    limit: _Count | None = None
     misfire: str = "once"
-    misfire_limit: int = 24
+    misfire_limit: _Count = 24
     overlap: str = "queue"
     scatter_s: _Seconds | None = None
     jitter_s: _Seconds | None = None
@@ -61,7 +65,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     grace_s: _Seconds = 300
     page_timeout_s: _Seconds = 300
     alarm_share: float = 0.5
-    stale_after: int = 3
+    stale_after: _Count = 3
 
 
 def definition_of(value: Mapping[str, Any]) -> Definition:

@@ -139,7 +139,9 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     away = msgspec.structs.replace(settings, **AWAY[who])
     app.settings = away
     bodies = {"enqueue": {"handler": "refresh", "args": ["u"]}, "begin_bulk": {"action": "retry", "filter": {}}}
+    bodies["enqueue_many"] = {"jobs": [bodies["enqueue"]]}
     bodies |= {name: {"kind": "key", "name": "u"} for name in ("block_jobs", "unblock_jobs")}
+    bodies["put_schedule"] = {"expression": "0 2 * * *", "handler": "refresh", "users": {"ids": ["u"]}}
     bodies |= {"pause_schedule": {"reason": "x"}, "make_token": {"name": "x", "scopes": ["admin"]}}
     async with serving(away, app) as client:
         unavailable = set()
@@ -151,16 +153,15 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
                 good(answer, f"{operation.name}: {answer.text[:200]}")
             if answer.status_code == 503:
                 unavailable.add(operation.name)
+        assert (await client.get("/v1/schedules")).json()["stale"] is (who != "Redis")
         assert (await client.get("/livez")).status_code == 200
     expected = {
         "Redis": {
-            "enqueue", "cancel_job", "retry_job", "list_queues", "show_queue", "pause_queue", "resume_queue", "list_workers",
-            "block_jobs", "unblock_jobs", "show_gates",
-            "dump_worker", "show_dump", "quiet_worker", "resume_worker", "stop_worker", "show_job", "list_attempts", "show_log", "status_of_user",
+            "block_jobs", "cancel_job", "delete_job", "delete_schedule", "dump_worker", "enqueue", "enqueue_many", "follow_job", "list_attempts", "list_queues", "list_workers", "pause_queue", "quiet_worker", "resume_queue", "resume_worker", "retry_job", "show_dump", "show_gates", "show_job", "show_log", "show_queue", "status_of_user", "stop_worker", "unblock_jobs",
         },
         "MongoDB": {
-            "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log",
-            "status_of_user",
+            "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log", "delete_job", "follow_job",
+            "status_of_user", "show_schedule", "put_schedule", "delete_schedule", "run_schedule", "pause_schedule", "resume_schedule",
         },
     }  # fmt: skip
     both = (

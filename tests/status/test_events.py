@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from streamq.broker.outbox import Feed
+from streamq.errors import BrokerUnavailable, HistoryUnavailable
 
 TOKEN = {"authorization": "Bearer token-of-the-tests"}
 
@@ -44,9 +45,9 @@ def hearing(listening, settings, statuses):
         async with listening(settings, **changes) as (app, address), httpx.AsyncClient(base_url=address) as client:
 
             @contextlib.asynccontextmanager
-            async def ear(headers=TOKEN, last=""):
+            async def ear(headers=TOKEN, last="", path="/v1/events"):
                 extra = {"last-event-id": last} if last else {}
-                async with client.stream("GET", "/v1/events", headers={**headers, **extra}, timeout=50) as response:
+                async with client.stream("GET", path, headers={**headers, **extra}, timeout=50) as response:
                     assert response.status_code == 200, await response.aread()
                     yield Ear(response)
 
@@ -199,3 +200,96 @@ async def test_entries_that_were_deleted_unread_are_noticed(hand):
     assert (name, entry.records[0][0]) == ("q", "a")
     assert not await feed.has_gap()
     await wire.close()
+
+
+# One job
+
+
+async def end(hand, statuses, store, job_id, **record):
+    """End a job as its worker and the recorder would."""
+    token = await hand.wire.call("HGET", hand.keys.index, job_id)
+    await hand.wire.call("XDEL", hand.keys.lanes[1], token[1:])
+    await hand.wire.call("HDEL", hand.keys.index, job_id)
+    await store(statuses, (job_id, hand.record(**record)))
+
+
+async def test_a_job_is_followed_to_its_end(hearing, hand, statuses, store):
+    """Each event is the whole job, and a browser that comes back after the end stays away."""
+    async with hearing() as ear:
+        await hand.enqueue("a", u="u1")
+        async with ear(path="/v1/jobs/a/events") as listener:
+            assert listener.headers["content-type"].startswith("text/event-stream")
+            _, queued, _ = await listener.next("job")
+            await hand.take("w1")
+            _, running, _ = await listener.next("job")
+            await end(hand, statuses, store, "a", r={"n": 1})
+            _, ended, last = await listener.next("job")
+            assert await listener.next("job", "gone") is None, "the stream ends with the job"
+        assert [each["state"] for each in (queued, running, ended)] == ["queued", "running", "completed"]
+        assert (running["worker"], ended["result"]) == ("w1", {"n": 1})
+        whole = await ear.client.get("/v1/jobs/a", headers=TOKEN)
+        assert (ended, f'"{last}"') == (whole.json(), whole.headers["etag"])
+        again = await ear.client.get("/v1/jobs/a/events", headers={**TOKEN, "last-event-id": last})
+        assert (again.status_code, again.content) == (204, b"")
+
+
+async def test_who_comes_back_to_a_job_hears_only_what_is_new(hearing, hand, statuses):
+    """At any process: the id of an event says what the job was like."""
+    await hand.enqueue("a", u="u1")
+    async with hearing() as ear, ear(path="/v1/jobs/a/events") as listener:
+        _, _, last = await listener.next("job")
+    async with hearing() as ear, ear(path="/v1/jobs/a/events", last=last) as listener:
+        await hand.take("w1")
+        assert (await listener.next("job"))[1]["state"] == "running"
+
+
+async def test_a_job_that_is_deleted_meanwhile_is_gone(hearing, hand, statuses, monkeypatch):
+    """Nobody waits for it for ever."""
+    monkeypatch.setattr("streamq.api.following.GONE_AFTER_S", 0.5)
+    async with hearing() as ear:
+        await hand.enqueue("a", u="u1")
+        async with ear(path="/v1/jobs/a/events") as listener:
+            await listener.next("job")
+            await hand.wire.call("DEL", hand.keys.index, *hand.keys.lanes)
+            assert await listener.next("job", "gone") == ("gone", {}, "")
+            assert await listener.next("job", "gone") is None
+
+
+async def test_a_user_follows_their_own_jobs_and_nobody_one_that_is_not_there(hearing, hand, tokens, statuses):
+    """404 in both cases."""
+    issued = await tokens.issue("u2", ["user:u2"], by="x")
+    header = {"authorization": f"Bearer {issued.text}"}
+    await hand.enqueue("mine", u="u2")
+    await hand.enqueue("theirs", u="u1")
+    async with hearing() as ear:
+        for job in ("theirs", "none"):
+            assert (await ear.client.get(f"/v1/jobs/{job}/events", headers=header)).status_code == 404
+        async with ear(header, path="/v1/jobs/mine/events") as listener:
+            assert (await listener.next("job"))[1]["user"] == "u2"
+
+
+async def test_only_so_many_may_follow_jobs(hearing, hand, statuses, monkeypatch, eventually):
+    """Each asks both servers twice a second; who leaves makes room."""
+    monkeypatch.setattr("streamq.api.following.MOST_FOLLOWERS", 1)
+    await hand.enqueue("a", u="u1")
+    async with hearing() as ear:
+        async with ear(path="/v1/jobs/a/events") as listener:
+            await listener.next("job")
+            refused = await ear.client.get("/v1/jobs/a/events", headers=TOKEN)
+            assert (refused.status_code, refused.json()["type"]) == (503, "urn:streamq:problem:too-many")
+            assert refused.json()["detail"] == "1 follow a job already"
+        await eventually(lambda: ear.app.state.followers.count == 0, "the place is free")
+
+
+async def test_following_goes_on_while_a_server_is_away(hearing, hand, statuses, monkeypatch):
+    """What was told stays true, and what comes next is told once it is back."""
+    monkeypatch.setattr("streamq.api.following.GONE_AFTER_S", 0.1)
+    await hand.enqueue("a", u="u1")
+    async with hearing() as ear, ear(path="/v1/jobs/a/events") as listener:
+        await listener.next("job")
+        redis, mongodb = ear.app.state.stores.redis, ear.app.state.stores.mongodb
+        redis._error, mongodb._error = BrokerUnavailable("away"), HistoryUnavailable("away")
+        await hand.take("w1")
+        while (told := (await listener.next("job", "gone"))[1])["stale"]:
+            pass
+        assert told["state"] == "running"

@@ -27,14 +27,14 @@ CONFIG = """
 # Whether a text is good may depend on what is there: a queue, a handler, a cursor that was given out, a span of time; and
 # a whole number written as 1.0 is one to JSON Schema only. The bootstrap token has an empty id, which schemathesis finds in
 # the audit: a path that ends there is that of the list, which has other methods.
-positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "405", "409", "429"]
+positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "405", "409", "412", "429"]
 
 [[operations]]
 include-operation-id = [
-    "list_jobs", "list_audit", "list_errors", "show_series", "enqueue", "begin_bulk", "recent", "failed",
-    "retry_job", "make_token",
+    "list_jobs", "list_audit", "list_errors", "show_series", "enqueue", "enqueue_many", "begin_bulk", "recent", "failed",
+    "retry_job", "make_token", "put_schedule",
 ]
-checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "412", "422", "429"]
 """
 
 

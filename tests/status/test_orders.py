@@ -13,7 +13,7 @@ import pytest
 from streamq import StreamQ
 from streamq.broker.orders import Orders
 from streamq.codec import decode_envelope
-from streamq.errors import JobNotFound
+from streamq.errors import Conflict, JobNotFound
 from streamq.mongo import StatusWrite
 from streamq.schedules import book, definition_of
 from streamq.worker import Worker
@@ -57,11 +57,11 @@ async def api(settings, statuses, serving, app):
         yield client
 
 
-async def letter(hand, job_id, *, user="u1", error="ValueError", fingerprint="f1", **envelope):
+async def letter(hand, job_id, *, at="*", user="u1", error="ValueError", fingerprint="f1", **envelope):
     """Put a dead letter where a worker would."""
     record = hand.record("dead", u=user, l="low", x={"t": error, "m": "no", "fp": fingerprint})
     body = orjson.dumps({"v": 1, "h": "refresh", "u": user, **envelope})
-    return await hand.wire.call("XADD", hand.keys.dead, "*", "j", job_id, "d", body, "r", orjson.dumps(record))
+    return await hand.wire.call("XADD", hand.keys.dead, at, "j", job_id, "d", body, "r", orjson.dumps(record))
 
 
 async def ended(api, answer, eventually):
@@ -196,6 +196,112 @@ async def test_bodies_that_break_naive_code_are_refused(api, hand, raw):
     assert (await hand.inspection.counts()).jobs == 0
 
 
+# Many at once
+
+
+async def test_many_jobs_are_enqueued_and_each_is_told(api, hand):
+    """With all that may be said of one; what cannot be is refused, and holds up none of the others."""
+    jobs = [
+        {"handler": "refresh", "args": ["u1"], "delay_s": 60, "priority": "low"},
+        {"handler": "refresh", "args": ["u1"]},
+        {"handler": "nobody"},
+        {"handler": "refresh", "args": ["u2"], "dedup": "other", "max_attempts": 2},
+        {"handler": "refresh", "kwargs": {"depth": 1}},
+        {"handler": "odd", "args": [1]},
+    ]
+    answer = await api.post("/v1/jobs:batch", json={"jobs": jobs})
+    assert answer.status_code == 200
+    told = answer.json()
+    assert {name: told[name] for name in ("accepted", "refused", "unknown")} == {
+        "accepted": 3, "refused": 3, "unknown": 0,
+    }  # fmt: skip
+    first, again, nobody, other, short, odd = told["items"]
+    assert (first["status"], first["queue"], first["error"]) == ("new", hand.keys.queue, None)
+    assert (again["status"], again["id"], other["status"]) == ("duplicate", first["id"], "new")
+    assert "no handler is named 'nobody'" in nobody["error"]["detail"]
+    assert (short["id"], short["error"]["status"]) == (None, 422)
+    assert "missing a required argument: 'user_id'" in short["error"]["detail"]
+    assert "none of this API's" in odd["error"]["detail"]
+    (delayed,) = await hand.inspection.delayed(limit=5)
+    assert (delayed.job_id, delayed.lane) == (first["id"], "low")
+    (entry,) = (await api.get("/v1/audit")).json()["items"]
+    assert (entry["action"], entry["count"]) == ("job.enqueue_many", 3)
+    assert entry["after"] == {"handlers": {"refresh": 3}, "refused": 3, "unknown": 0}
+
+
+async def test_many_jobs_with_an_idempotency_key_are_enqueued_once(api, hand):
+    """Also when it takes several calls, and when they have ended meanwhile."""
+    header = {"idempotency-key": "import-7"}
+    body = {"jobs": [{"handler": "refresh", "args": [f"u{number}"]} for number in range(300)]}
+    answers = await asyncio.gather(*(api.post("/v1/jobs:batch", json=body, headers=header) for _ in range(4)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 1
+    assert (await hand.inspection.counts()).jobs == 300
+    told = answers[0].json()["items"]
+    assert len({each["id"] for each in told}) == 300
+    await api.post(f"/v1/jobs/{told[0]['id']}:cancel")
+    repeat = await api.post("/v1/jobs:batch", json=body, headers=header)
+    assert repeat.text == answers[0].text
+    assert (await hand.inspection.counts()).jobs == 299
+    audit = [each["action"] for each in (await api.get("/v1/audit")).json()["items"]]
+    assert audit == ["job.cancel", "job.enqueue_many"]
+    body["jobs"][0]["args"] = ["u9"]
+    other = await api.post("/v1/jobs:batch", json=body, headers=header)
+    assert (other.status_code, other.json()["type"]) == (422, "urn:streamq:problem:idempotency-key-reused")
+    wire = hand.broker.wire()
+    await wire.call("FLUSHDB")
+    await wire.close()
+
+
+async def test_a_queue_that_fills_up_takes_what_fits(settings, serving, statuses, app, hand):
+    """In the order that was given, and a repeat with the key says the same."""
+    app.settings = msgspec.structs.replace(settings, max_depth=3)
+    body = {"jobs": [{"handler": "refresh", "args": [f"u{number}"]} for number in range(5)]}
+    async with serving(app.settings, app) as client:
+        answers = [await client.post("/v1/jobs:batch", json=body, headers={"idempotency-key": "a"}) for _ in range(2)]
+    for answer in answers:
+        told = answer.json()
+        assert [each["status"] for each in told["items"]] == ["new"] * 3 + ["refused"] * 2
+        assert told["items"][4]["error"]["type"] == "urn:streamq:problem:queue-full"
+        assert told["items"][4]["error"]["status"] == 507
+    assert "there was room for 3 of 5 jobs: queue" in answers[0].text
+    assert "the queue was full when this was first asked" in answers[1].text
+    assert (await hand.inspection.counts()).jobs == 3
+
+
+@pytest.mark.parametrize("count", [0, 1_001])
+async def test_no_jobs_and_too_many_jobs_are_refused(api, count):
+    """The limit is in the document."""
+    answer = await api.post("/v1/jobs:batch", json={"jobs": [{"handler": "refresh", "args": ["u"]}] * count})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:streamq:problem:bad-parameter")
+
+
+async def test_jobs_of_the_ledger_are_written_down_first(api, hand, mongo):
+    """One or many, beside others."""
+    one = await api.post("/v1/jobs", json={"handler": "refresh", "args": ["u1"], "ledger": True})
+    jobs = [{"handler": "refresh", "args": [f"u{number}"], "ledger": number == 3} for number in (2, 3)]
+    many = (await api.post("/v1/jobs:batch", json={"jobs": jobs})).json()["items"]
+    assert [each["status"] for each in many] == ["new", "new"]
+    written = {each["_id"] async for each in mongo.collection("ledger").find()}
+    assert written == {one.json()["id"], many[1]["id"]}
+
+
+async def test_without_mongodb_a_job_of_the_ledger_is_not_enqueued_and_others_are(
+    settings, serving, app, hand, absent_server
+):
+    """That it is written down first was promised."""
+    app.settings = msgspec.structs.replace(settings, mongodb_url="mongodb://127.0.0.1:9")
+    async with serving(app.settings, app) as client:
+        ledger = {"handler": "refresh", "args": ["u1"], "ledger": True}
+        answer = await client.post("/v1/jobs", json=ledger)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:streamq:problem:store-away")
+        both = await client.post("/v1/jobs:batch", json={"jobs": [ledger, {"handler": "refresh", "args": ["u2"]}]})
+    told = both.json()
+    assert [each["status"] for each in told["items"]] == ["refused", "new"]
+    assert (told["accepted"], told["refused"], told["items"][0]["error"]["status"]) == (1, 1, 503)
+    assert (await hand.inspection.counts()).jobs == 1
+
+
 async def test_a_full_queue_says_so(settings, serving, statuses, app, hand):
     """507, and when to try again: the caller has to slow down."""
     app.settings = msgspec.structs.replace(settings, max_depth=1)
@@ -290,6 +396,67 @@ async def test_a_dead_job_whose_dedup_key_is_taken_is_not_retried(api, hand):
     await letter(hand, "new")
     alive = await api.post("/v1/jobs/new:retry")
     assert (alive.status_code, alive.json()["type"]) == (409, "urn:streamq:problem:job-moved")
+
+
+async def test_what_is_kept_of_a_job_that_has_ended_is_deleted(api, hand, statuses, store):
+    """Status and dead letter, also when only one of them is left; and it is written down who did it."""
+    await store(statuses, ("done", hand.record()), ("dead", hand.record("dead")), ("half", hand.record("dead")))
+    for name in ("dead", "stray"):
+        await letter(hand, name, at="1-1" if name == "dead" else "1-2")
+    for name in ("done", "dead", "half", "stray"):
+        assert (await api.delete(f"/v1/jobs/{name}")).status_code == 204, name
+        assert (await api.get(f"/v1/jobs/{name}")).status_code == 404
+        repeat = await api.delete(f"/v1/jobs/{name}")
+        assert (repeat.status_code, repeat.json()["type"]) == (404, "urn:streamq:problem:job-unknown")
+    assert (await hand.inspection.counts()).dead == 0
+    audit = [(each["action"], each["target"]) for each in (await api.get("/v1/audit")).json()["items"]]
+    assert audit == [("job.delete", name) for name in ("stray", "half", "dead", "done")]
+
+
+async def test_a_job_that_has_not_ended_is_not_deleted(api, hand):
+    """It would run all the same."""
+    await hand.enqueue("a")
+    refused = await api.delete("/v1/jobs/a")
+    assert (refused.status_code, refused.json()["detail"]) == (409, "the job has not ended; cancel it first")
+    assert (await hand.inspection.counts()).jobs == 1
+
+
+async def test_a_job_whose_end_is_on_its_way_to_mongodb_is_not_deleted_yet(api, hand, statuses):
+    """The recorder would bring it back a moment later."""
+    await letter(hand, "fresh")
+    fields = {"queue": hand.keys.queue, "state": "running", "handler": "refresh", "user": "u", "enqueued_at": NOON}
+    await statuses.write([StatusWrite("ending", 1, True, fields, [])])
+    for name in ("fresh", "ending"):
+        refused = await api.delete(f"/v1/jobs/{name}")
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:streamq:problem:job-moved")
+        assert refused.headers["retry-after"] == "2"
+    assert (await hand.inspection.counts()).dead == 1
+
+
+async def test_a_job_of_the_ledger_that_is_deleted_does_not_come_back(api, hand, statuses, store, mongo):
+    """Who is in there and has no status would be enqueued again."""
+    await mongo.collection("ledger").insert_one({"_id": "done", "queue": hand.keys.queue})
+    await store(statuses, ("done", hand.record()))
+    assert (await api.delete("/v1/jobs/done")).status_code == 204
+    assert await mongo.collection("ledger").count_documents({}) == 0
+
+
+async def test_orders_to_a_job_are_heeded_only_as_it_was_seen(api, hand, statuses, store):
+    """Nobody cancels a job that has begun meanwhile, or deletes one whose end they have not seen."""
+    await hand.enqueue("a")
+    seen = {"if-match": (await api.get("/v1/jobs/a")).headers["etag"]}
+    await hand.take("w1")
+    late = await api.post("/v1/jobs/a:cancel", headers=seen)
+    assert (late.status_code, late.json()["type"]) == (412, "urn:streamq:problem:changed-meanwhile")
+    now = {"if-match": (await api.get("/v1/jobs/a")).headers["etag"]}
+    assert (await api.post("/v1/jobs/a:cancel", headers=now)).status_code == 202
+    await store(statuses, ("dead", hand.record("dead")))
+    await letter(hand, "dead")
+    for method, path in (("DELETE", "/v1/jobs/dead"), ("POST", "/v1/jobs/dead:retry")):
+        assert (await api.request(method, path, headers=seen)).status_code == 412
+    now = {"if-match": (await api.get("/v1/jobs/dead")).headers["etag"]}
+    assert (await api.post("/v1/jobs/dead:retry", headers=now)).status_code == 200
+    assert (await api.delete("/v1/jobs/none", headers=seen)).status_code == 404
 
 
 async def test_attempts_are_told_alone(client, hand, statuses, store):
@@ -681,6 +848,135 @@ async def test_a_stored_schedule_is_listed_and_fired_like_one_in_code(api, hand,
     app.registry._specs.pop("refresh")
     broken = {each["name"]: each for each in (await api.get("/v1/schedules")).json()["items"]}["mornings"]
     assert "refresh" in broken["error"] and broken["next_at"] == []
+
+
+def nested(levels):
+    """Make lists within lists."""
+    return [nested(levels - 1)] if levels else []
+
+
+STORED = {"expression": "0 2 * * *", "handler": "refresh", "users": {"ids": ["ada"]}}
+
+
+async def test_a_schedule_is_stored_changed_and_removed_over_http(api, settings, app):
+    """As `streamq schedule set` and `rm` do it, with before and after in the audit."""
+    made = await api.put("/v1/schedules/nightly", json=STORED)
+    assert made.status_code == 201, made.text
+    assert (made.json()["source"], made.json()["expression"], made.json()["handler"]) == (
+        "stored",
+        "0 2 * * *",
+        "refresh",
+    )
+    assert made.json()["definition"] == STORED
+    shown = await api.get("/v1/schedules/nightly")
+    assert (shown.json(), shown.headers["etag"]) == (made.json(), made.headers["etag"])
+    changed = await api.put("/v1/schedules/nightly", json={**STORED, "expression": "every 15m"})
+    assert (changed.status_code, changed.json()["expression"]) == (200, "every 15m")
+    assert changed.headers["etag"] != made.headers["etag"]
+    async with book(app, settings) as opened:
+        assert (await opened.find("nightly")).schedule.timing.text == "every 15m"
+    assert (await api.delete("/v1/schedules/nightly")).status_code == 204
+    assert (await api.get("/v1/schedules/nightly")).status_code == 404
+    assert (await api.delete("/v1/schedules/nightly")).status_code == 404
+    audit = [(each["action"], each["before"], each["after"]) for each in (await api.get("/v1/audit")).json()["items"]]
+    every = {**STORED, "expression": "every 15m"}
+    assert audit == [
+        ("schedule.delete", every, None), ("schedule.put", STORED, every), ("schedule.put", None, STORED),
+    ]  # fmt: skip
+
+
+async def test_a_schedule_is_changed_only_as_it_was_seen(api):
+    """Two people at two pages: the second one is told, and overwrites nothing."""
+    made = await api.put("/v1/schedules/nightly", json=STORED, headers={"if-none-match": "*"})
+    seen = {"if-match": made.headers["etag"]}
+    first = await api.put("/v1/schedules/nightly", json={**STORED, "misfire": "all"}, headers=seen)
+    assert first.status_code == 200
+    refused = [
+        await api.put("/v1/schedules/nightly", json=STORED, headers=seen),
+        await api.put("/v1/schedules/nightly", json=STORED, headers={"if-none-match": "*"}),
+        await api.put("/v1/schedules/other", json=STORED, headers=seen),
+        await api.post("/v1/schedules/nightly:pause", json={"reason": "x"}, headers=seen),
+        await api.post("/v1/schedules/nightly:resume", headers=seen),
+        await api.delete("/v1/schedules/nightly", headers=seen),
+        await api.delete("/v1/schedules/nightly", headers={"if-match": f"W/{first.headers['etag']}"}),
+    ]
+    assert {(each.status_code, each.json()["type"]) for each in refused} == {
+        (412, "urn:streamq:problem:changed-meanwhile")
+    }
+    assert (await api.get("/v1/schedules/nightly")).json()["misfire"] == "all"
+    paused = await api.post(
+        "/v1/schedules/nightly:pause", json={"reason": "x"}, headers={"if-match": first.headers["etag"]}
+    )
+    resumed = await api.post("/v1/schedules/nightly:resume", headers={"if-match": paused.headers["etag"]})
+    assert (paused.status_code, resumed.status_code) == (200, 200)
+    assert resumed.headers["etag"] == first.headers["etag"] != paused.headers["etag"]
+    both = f'"other", {resumed.headers["etag"]}'
+    assert (await api.delete("/v1/schedules/nightly", headers={"if-match": both})).status_code == 204
+
+
+async def test_what_is_written_at_the_same_moment_is_not_lost(api, app, settings):
+    """The database decides, not who looked last."""
+    async with book(app, settings) as opened:
+        definition = definition_of(STORED)
+        await opened.put("nightly", definition)
+        seen = (await opened.find("nightly")).seen
+        await opened.put("nightly", definition, seen)
+        nothing = (await opened.find("everybody")).seen
+        assert nothing.is_nothing
+        await opened.pause("everybody", reason="x", by="me", seen=nothing)
+        late = [
+            opened.put("nightly", definition, seen), opened.put("nightly", definition, nothing),
+            opened.remove("nightly", seen), opened.pause("nightly", reason="x", by="me", seen=seen),
+            opened.pause("everybody", reason="y", by="you", seen=nothing),
+        ]  # fmt: skip
+        for writing in late:
+            with pytest.raises(Conflict, match=r"^schedule '\w+' was changed by somebody else meanwhile$"):
+                await writing
+        paused = (await opened.find("everybody")).seen
+        await opened.resume("everybody")
+        await opened.pause("everybody", reason="z", by="them")
+        with pytest.raises(Conflict):
+            await opened.resume("everybody", paused)
+        assert (await opened.find("everybody")).pause.reason == "z"
+        assert await opened.resume("everybody", (await opened.find("everybody")).seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "status", "says"),
+    [
+        ("everybody", {}, 409, "schedule 'everybody' is written in code: change it there, or pause it"),
+        ("nightly", {"handler": "nobody"}, 422, "schedule 'nightly': no handler"),
+        ("nightly", {"expression": "0 0 * * 7"}, 422, "schedule 'nightly'"),
+        ("nightly", {"users": {}}, 422, "its users are one of pages, collection and ids"),
+        ("nightly", {"people": 1}, 422, "unknown field `people`"),
+        ("nightly", {"misfire": "never"}, 422, "misfire is skip, once or all, not 'never'"),
+        ("nightly", {"start": "2026-01-01T00:00:00"}, 422, ""),
+        ("nightly", {"grace_s": 1e18}, 422, "Expected `float` <= 316224000"),
+        ("nightly", {"limit": 2**70}, 422, ""),
+        ("nightly", {"users": {"ids": [2**63]}}, 422, ""),
+        (
+            "nightly",
+            {"users": {"collection": "u", "query": {"a": 2**63}}},
+            422,
+            "schedule 'nightly' cannot be stored: ",
+        ),
+        (
+            "nightly",
+            {"users": {"collection": "u", "query": {"a": nested(300)}}},
+            422,
+            "schedule 'nightly' cannot be stored",
+        ),
+        ("nightly", {"users": {"collection": "u", "query": {"a\0": 1}}}, 422, "schedule 'nightly' cannot be stored: "),
+        ("a b", {}, 422, "a name is 1 to 64 letters, digits, '_', '.' or '-'"),
+        ("x" * 65, {}, 422, "a name is 1 to 64 letters"),
+    ],
+)
+async def test_a_schedule_that_cannot_be_is_not_stored(api, name, change, status, says):
+    """With the reason, and nothing changes."""
+    answer = await api.put(f"/v1/schedules/{name}", json={**STORED, **change})
+    assert (answer.status_code, says in answer.json()["detail"]) == (status, True), answer.text
+    assert [each["name"] for each in (await api.get("/v1/schedules")).json()["items"]] == ["everybody"]
+    assert (await api.delete("/v1/schedules/everybody")).status_code == 409
 
 
 async def test_a_schedule_whose_page_function_fails_says_so(settings, serving, statuses, hand, eventually):
