@@ -160,7 +160,7 @@ class Handler(Generic[P, R]):
             JobRejected: The job cannot be enqueued as it is; nothing was written.
             BrokerUnavailable: Redis did not answer in time; whether the job is enqueued is unknown.
         """
-        if not tracing.is_on():  # as below, without asking for a span
+        if not tracing.is_asked_for():  # as below, without asking for a span
             item = self.draft(*args, **kwargs) if kwargs else self._draft(args, kwargs, self._options)
             return await self._app.client.send(item)
         with tracing.sending(self.spec.queue, self.spec.name) as span:

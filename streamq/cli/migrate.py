@@ -25,23 +25,27 @@ def migrate(settings: Settings, out: Output, *, is_applied: bool) -> int:
     """Show what has to change in MongoDB for this version, and change it with --apply.
 
     What is missing is also made by the recorder at its start; an index or a validator that differs is only changed here.
-    Exit 1 if there is something to do and --apply was not given.
+    Where a later version of streamq has done that, it stays as it is. Exit 1 if there is something to do and --apply was
+    not given; 69 if another migration is under way.
     """
-    changes = asyncio.run(_changes(settings, is_applied=is_applied))
+    changes, newer = asyncio.run(_changes(settings, is_applied=is_applied))
     items = [{"change": change.what, "done": is_applied} for change in changes]
     out.rows(items, ["change"], id_of="change")
     done = "done" if is_applied else "to do: streamq migrate --apply"
     out.note(f"{len(changes)} {done}" if changes else "MongoDB is as this version wants it")
+    if newer:
+        out.note(f"a later version of streamq has been here (layout {newer}): what it has changed is left alone")
     return 1 if changes and not is_applied else 0
 
 
-async def _changes(settings: Settings, *, is_applied: bool) -> list[Change]:
+async def _changes(settings: Settings, *, is_applied: bool) -> tuple[list[Change], int]:
     from streamq.mongo import Mongo, Schema
 
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
         await mongo.check()
         schema = Schema(mongo)
-        return await (schema.migrate() if is_applied else schema.changes())
+        changes = await (schema.migrate() if is_applied else schema.changes())
+        return changes, await schema.newer()
     finally:
         await mongo.close()

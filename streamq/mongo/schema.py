@@ -1,30 +1,40 @@
 """What streamq keeps in MongoDB: collections, indexes, validators, views, and how a database gets there.
 
 What is missing is made by whoever needs it first. What is there and differs is left alone until a person says so, with
-`streamq migrate`: an index may take minutes to build, and an older version may still run beside this one.
+`streamq migrate`: an index may take minutes to build, and an older version may still run beside this one. The collection
+`layout` holds the number of the layout. Where that is higher than ours, a later version has been here: then what differs is
+right as it is.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymongo import IndexModel
-from pymongo.errors import CollectionInvalid, OperationFailure
+from pymongo.errors import CollectionInvalid, DuplicateKeyError, OperationFailure
 
-from streamq.errors import ConfigurationError
+from streamq.clock import utc_now
+from streamq.errors import ConfigurationError, HistoryUnavailable
 from streamq.job import State
 from streamq.logs import event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from streamq.mongo.client import Document, Mongo
 
-__all__ = ["INDEXES", "USER_LATEST", "VALIDATORS", "Change", "Schema"]
+__all__ = ["INDEXES", "LAYOUT", "USER_LATEST", "VALIDATORS", "Change", "Schema"]
+
+LAYOUT = 1
+"""Number of this layout. Add one when an index, a validator or a view below becomes another."""
 
 _INDEX_BUILD_S = 600
+_ALONE = timedelta(seconds=2 * _INDEX_BUILD_S)
+"""For so long a migration keeps others from beginning; it is over when it is done."""
 _NAMESPACE_EXISTS = 48
 
 INDEXES: Mapping[str, Sequence[IndexModel]] = {
@@ -130,13 +140,26 @@ class Schema:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
+        self._layout = mongo.collection("layout")
         self._log = logging.getLogger(__name__)
 
+    async def newer(self) -> int:
+        """Return the number of the layout that a later version has made here; 0: none has."""
+        with self._mongo.translated():
+            told = await self._layout.find_one({"_id": "layout"})
+        number = int(told["number"]) if told else 0
+        return number if number > LAYOUT else 0
+
     async def changes(self) -> list[Change]:
-        """Tell what has to be done to bring the database to this version; nothing is written."""
+        """Tell what has to be done to bring the database to this version; nothing is written.
+
+        Where a later version has been, that is only what is missing.
+        """
+        is_newer = await self.newer()
         with self._mongo.translated():
             found = await self._find()
-        return [*self._collections(found), *self._indexes(found), *self._views(found)]
+        changes = [*self._collections(found), *self._indexes(found), *self._views(found)]
+        return [change for change in changes if change.is_new] if is_newer else changes
 
     async def prepare(self) -> None:
         """Make what is missing. Safe to repeat, and for several at once.
@@ -144,7 +167,8 @@ class Schema:
         Raises:
             ConfigurationError: An index of ours exists with another definition: writing would be slow, or never expire.
         """
-        for change in await self.changes():
+        changes = await self.changes()
+        for change in changes:
             if change.is_new:
                 await self._apply(change)
             elif change.what.startswith("replace the index"):
@@ -155,13 +179,49 @@ class Schema:
                 )
             else:
                 event(self._log, logging.WARNING, "schema.differs", f"{change.what}: run streamq migrate --apply")
+        if all(change.is_new for change in changes):
+            await self._number()
 
     async def migrate(self) -> list[Change]:
-        """Do all that has to be done. Returns what was done."""
-        changes = await self.changes()
-        for change in changes:
-            await self._apply(change)
+        """Do all that has to be done. Returns what was done.
+
+        Raises:
+            HistoryUnavailable: Another migration is under way.
+        """
+        async with self._alone():
+            changes = await self.changes()
+            for change in changes:
+                await self._apply(change)
+            await self._number()
         return changes
+
+    async def _number(self) -> None:
+        """Note that the database is at least as this version wants it."""
+        with self._mongo.translated():
+            told = await self._layout.find_one({"_id": "layout"})
+            if not told or told["number"] < LAYOUT:
+                await self._layout.update_one({"_id": "layout"}, {"$max": {"number": LAYOUT}}, upsert=True)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Keep other migrations out: each would drop the indexes that the other is building."""
+        now = utc_now()
+        try:
+            with self._mongo.translated():
+                await self._layout.find_one_and_replace(
+                    {"_id": "migration", "until": {"$lt": now}}, {"until": now + _ALONE, "since": now}, upsert=True
+                )
+        except DuplicateKeyError:
+            told = await self._layout.find_one({"_id": "migration"}) or {}
+            raise HistoryUnavailable(
+                f"another migration of MongoDB at {self._mongo.where} is under way since {told.get('since', now):%H:%M:%S} UTC",
+                hint="wait for it; should it have been killed, try again twenty minutes after it began",
+            ) from None
+        try:
+            yield
+        finally:
+            with self._mongo.translated():
+                await self._layout.delete_one({"_id": "migration"})
 
     async def _apply(self, change: Change) -> None:
         try:

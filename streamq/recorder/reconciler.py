@@ -136,9 +136,10 @@ class Reconciler:
         """Look once at everything, or at the next `most` of it. Returns what was found, and what was done."""
         counts = await self._view.counts()
         self._suspects.added = self._absent.added = 0
+        ledgered = await self._ledgered(counts, mode, most)
         found = [
-            *await self._ledgered(counts, mode, most),
-            *await self._lost(counts, mode, most),
+            *ledgered,
+            *await self._lost(counts, mode, most, {name for finding in ledgered for name in finding.names}),
             *await self._of_redis(counts, mode, most),
         ]
         findings = [finding for finding in found if finding.names]
@@ -150,15 +151,15 @@ class Reconciler:
 
     # MongoDB against Redis.
 
-    async def _lost(self, counts: Counts, mode: Mode, most: int) -> list[Finding]:
-        """Find statuses of jobs that live, of which Redis knows nothing."""
+    async def _lost(self, counts: Counts, mode: Mode, most: int, ledgered: set[str]) -> list[Finding]:
+        """Find statuses of jobs that live, of which Redis knows nothing, and the ledger neither."""
         ripe = self._suspects.ripe(_written_until_ms(counts))
         lost: dict[str, dict[str, Any]] = {}
         for first in range(0, len(ripe), PAGE):
             batch = ripe[first : first + PAGE]
             said = {name: each for name, each in (await self._statuses.of(batch)).items() if each["state"] in _LIVE}
             missing = await self._missing(list(said))
-            lost |= {name: said[name] for name in missing}
+            lost |= {name: said[name] for name in missing - ledgered}
             self._suspects.drop(set(batch) - missing)
         is_repaired = mode is Mode.REPAIR
         if is_repaired and lost:

@@ -50,7 +50,10 @@ class Calls:
             spec = self._registry.find(handler)
             if spec is None:
                 return None, None
-            known = self._known[handler] = (spec, traced(self._caller(spec), spec.queue))
+            call = self._caller(spec)
+            if self._in_process is not None:  # else the worker of this child has made the span
+                call = traced(call, spec.queue)
+            known = self._known[handler] = (spec, call)
         return known
 
     def _caller(self, spec: HandlerSpec) -> Caller:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streamq import tracing
 from streamq.codec import decode_envelope
 from streamq.context import Place, place
 from streamq.errors import LeaseLost, StreamQError
@@ -128,6 +129,8 @@ class Runner:
     async def _outcome(self, order: Order) -> Outcome:
         delivery = Delivery(order.digit, b"", order.job_id, order.raw, order.enqueued_ms, self._loop.time())
         delivery.delivery = order.delivery
+        if order.trace:
+            tracing.join(order.trace)
         delivery.envelope = envelope = decode_envelope(order.raw)
         spec, call = self._calls.find(envelope.handler)
         if spec is None or call is None:

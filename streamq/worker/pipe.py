@@ -41,6 +41,8 @@ class Order(msgspec.Struct, tag=True):
     enqueued_ms: int
     delivery: int
     begun_ms: int
+    trace: dict[str, str] = {}
+    """Headers of the span around the run; empty: there is none."""
 
 
 class Stop(msgspec.Struct, tag=True):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streamq import tracing
 from streamq.errors import ConfigurationError
 from streamq.job import Completed, Snoozed
 from streamq.logs import event
@@ -216,6 +217,8 @@ class Processes:
 
         child.on_told = told
         order = Order(delivery.id, delivery.raw, delivery.digit, delivery.enqueued_ms, delivery.delivery, job.begun_ms)
+        if tracing.is_on():
+            order.trace = tracing.carried(None)
         try:
             ended: Ready | Ended | None = await child.ask(order)
         except asyncio.CancelledError:

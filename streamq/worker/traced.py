@@ -1,11 +1,12 @@
-"""A span around each run, where the application has set up OpenTelemetry."""
+"""A span around each run and its figures, where the application has set up OpenTelemetry."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from streamq import tracing
-from streamq.job import Cancel, Snooze
+from streamq.job import Cancel, Dead, Retrying, Snooze
+from streamq.worker.run import Decided
 
 if TYPE_CHECKING:
     from streamq.worker.run import Caller, RunningJob
@@ -14,8 +15,8 @@ __all__ = ["traced"]
 
 
 def traced(call: Caller, queue: str) -> Caller:
-    """Return the call of a handler inside a span, or the call itself when there are no spans."""
-    return _inside_span(call, queue) if tracing.is_on() else call
+    """Return the call of a handler inside a span, or the call itself when nobody asks for spans or metrics."""
+    return _inside_span(call, queue) if tracing.is_asked_for() else call
 
 
 def _inside_span(call: Caller, queue: str) -> Caller:
@@ -38,6 +39,11 @@ def _inside_span(call: Caller, queue: str) -> Caller:
                 return await call(job)
             except (Cancel, Snooze):
                 raise  # what the handler asked for is no failure
+            except Decided as decided:
+                if isinstance(decided.outcome, Retrying | Dead):
+                    failure = decided.outcome.failure
+                    span.fail_as(failure.type, failure.message, failure.traceback)
+                raise
             except BaseException as error:
                 span.fail(error)
                 raise

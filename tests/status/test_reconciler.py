@@ -203,6 +203,16 @@ async def test_after_flushall_a_job_of_the_ledger_is_enqueued_again_under_its_id
     await hand.wire.call("FLUSHALL")
 
 
+async def test_a_look_tells_of_a_lost_job_of_the_ledger_once(app, hand, statuses, store, reconciler):
+    """It will be enqueued again; calling it lost as well would make it look like two."""
+    job = await app.refresh.enqueue("u1")
+    await store(statuses, (job.id, hand.record("retrying")))
+    await hand.wire.call("FLUSHALL")
+    assert await reconciler.round(Mode.LOOK) == []
+    assert kinds(await reconciler.round(Mode.LOOK)) == {"reenqueued": [job.id]}
+    await hand.wire.call("FLUSHALL")
+
+
 async def test_a_delayed_job_of_the_ledger_is_delayed_again(app, hand, reconciler):
     """Never early, also after a loss."""
     job = await app.refresh.options(delay=timedelta(hours=1)).enqueue("u1")

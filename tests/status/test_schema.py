@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 
 import pytest
 from pymongo.errors import WriteError
 
 from streamq.clock import utc_now
-from streamq.errors import ConfigurationError
-from streamq.mongo import Schema, Statuses
-from streamq.mongo.schema import INDEXES, USER_LATEST, VALIDATORS, Change
+from streamq.errors import ConfigurationError, HistoryUnavailable
+from streamq.mongo import Schema, Statuses, schema as layout
+from streamq.mongo.schema import INDEXES, LAYOUT, USER_LATEST, VALIDATORS, Change
 
 
 async def test_an_empty_database_is_made_ready_by_whoever_comes_first(mongo):
@@ -61,6 +62,65 @@ async def test_a_database_of_an_earlier_version_is_brought_up_to_date_by_migrate
     assert [record.text for record in caplog.records] == [  # type: ignore[attr-defined]
         "change the validator of job_status: run streamq migrate --apply"
     ]
+
+
+async def test_what_a_later_version_has_changed_is_left_alone_by_this_one(mongo, caplog, monkeypatch):
+    """Both run side by side during an upgrade, and after a rollback: neither may undo the other's layout, or refuse to start."""
+    with monkeypatch.context() as later:
+        later.setattr(layout, "LAYOUT", LAYOUT + 1)
+        await Schema(mongo).prepare()
+    jobs = mongo.collection("job_status")
+    await jobs.drop_index("by_user")
+    await jobs.create_index([("user", 1), ("of_a_later_version", 1)], name="by_user")
+    await mongo.database.command("collMod", "job_status", validator={"state": {"$exists": True}})
+    await jobs.drop_index("recent")
+
+    assert await Schema(mongo).newer() == LAYOUT + 1
+    assert [change.what for change in await Schema(mongo).changes()] == ["create the index recent of job_status"]
+    caplog.set_level(logging.WARNING)
+    await Statuses(mongo).prepare()
+    assert caplog.records == []
+    assert await Schema(mongo).migrate() == []
+    there = await jobs.index_information()
+    assert "of_a_later_version" in dict(there["by_user"]["key"])
+    assert "recent" in there
+    assert await Schema(mongo).newer() == LAYOUT + 1, "an older version does not take the number down"
+
+
+async def test_of_two_migrations_at_once_one_is_refused(mongo, monkeypatch):
+    """Each would drop the index that the other is building."""
+    await Schema(mongo).prepare()
+    jobs = mongo.collection("job_status")
+    await jobs.drop_index("by_user")
+    await jobs.create_index([("user", 1)], name="by_user")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    first = Schema(mongo)
+    apply = first._apply
+
+    async def slowly(change):
+        begun.set()
+        await go_on.wait()
+        await apply(change)
+
+    monkeypatch.setattr(first, "_apply", slowly)
+    running = asyncio.create_task(first.migrate())
+    await begun.wait()
+    with pytest.raises(HistoryUnavailable, match="another migration of MongoDB at .* is under way since") as caught:
+        await Schema(mongo).migrate()
+    assert "twenty minutes" in caught.value.hint
+    go_on.set()
+    assert [change.what for change in await running] == ["replace the index by_user of job_status"]
+    assert await Schema(mongo).migrate() == [], "the next one may, and has nothing to do"
+
+
+async def test_a_migration_that_was_killed_does_not_keep_others_out_for_ever(mongo):
+    """Nobody would think of deleting a document by hand."""
+    past = utc_now() - layout._ALONE
+    await mongo.collection("layout").insert_one(
+        {"_id": "migration", "since": past, "until": utc_now() - timedelta(seconds=1)}
+    )
+    assert await Schema(mongo).migrate()
+    assert await mongo.collection("layout").find_one({"_id": "migration"}) is None
 
 
 @pytest.mark.parametrize("name", VALIDATORS["job_status"]["$jsonSchema"]["required"])

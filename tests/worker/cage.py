@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from streamq import Depends, Retry, RetryPolicy, Snooze, StreamQ, current_job
 
 app = StreamQ()
@@ -47,6 +49,13 @@ async def who(user: str, opener: int = Depends(lifespans_pid)) -> dict[str, obje
 @caged()
 def plain_who(x: int) -> dict[str, object]:
     return {"pid": os.getpid(), "attempt": current_job().attempt, "x": x}
+
+
+@caged()
+async def traced() -> str:
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent", "")
 
 
 @caged(max_attempts=1)

@@ -77,6 +77,25 @@ async def test_what_a_handler_raises_there_decides_the_outcome_here(cage, worker
         await (await kept(cage, "odd").enqueue()).result()
 
 
+async def test_a_run_in_a_process_is_one_span_and_the_handler_is_inside_it(spans, cage, worker, eventually):
+    """Two spans for one run would count it twice, and none around the handler would leave its own ones alone."""
+    told = await (await kept(cage, "traced").enqueue()).result()
+    with pytest.raises(JobFailed):
+        await (await kept(cage, "fails").enqueue()).result()
+
+    def runs():
+        return [span for span in spans.get_finished_spans() if span.name == "process default"]
+
+    await eventually(lambda: len(runs()) == 2)
+    fine, failed = runs()
+    assert told.split("-")[2] == f"{fine.context.span_id:016x}"
+    assert "error.type" not in fine.attributes
+    assert failed.attributes["error.type"] == "ValueError"
+    [told] = failed.events
+    assert told.attributes["exception.message"] == "in there"
+    assert "raise ValueError" in told.attributes["exception.stacktrace"]
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [("os._exit", "exit 3"), ("segfault", "killed by SIGSEGV"), ("kill -9", "killed by SIGKILL")],

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.metrics import _internal as metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import SpanKind, StatusCode
 
 from streamq import Cancel, RetryPolicy, StreamQ, current_job, tracing
@@ -21,13 +21,23 @@ from streamq.worker.service import Worker
 
 
 @pytest.fixture
-def spans(monkeypatch):
-    """Set up OpenTelemetry as an application does, for one test."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    yield exporter
+def figures(monkeypatch):
+    """Set up OpenTelemetry's metrics, without spans; gives the points of each metric."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(metrics, "_METER_PROVIDER", provider)
+
+    def points():
+        [of_streamq] = [
+            scope
+            for resource in reader.get_metrics_data().resource_metrics
+            for scope in resource.scope_metrics
+            if scope.scope.name == "streamq"
+        ]
+        assert of_streamq.scope.schema_url == tracing.SCHEMA
+        return {metric.name: (metric.unit, list(metric.data.data_points)) for metric in of_streamq.metrics}
+
+    yield points
     provider.shutdown()
 
 
@@ -173,6 +183,33 @@ def test_code_without_an_event_loop_has_spans_as_well(app, spans, queue_name):
     [sent] = named(spans, f"send {queue_name}")
     assert sent.attributes["messaging.message.id"] == job.id
     app.run_sync(app.close)
+
+
+async def test_sends_and_runs_are_measured_by_the_conventions_also_without_spans(app, figures, queue_name, eventually):
+    """One provider or the other, or both: that is the application's choice."""
+    assert not tracing.is_on()
+    await app.fine.enqueue("u1")
+    await app.fine.enqueue_many(["u2", "u3"])
+    await app.fails.enqueue()
+    with pytest.raises(BadArguments):
+        await app.fine.enqueue()
+    await worked(app, eventually, 5)
+    found = figures()
+    unit, sent = found["messaging.client.sent.messages"]
+    common = {"messaging.system": "streamq", "messaging.destination.name": queue_name}
+    sending = common | {"messaging.operation.type": "send", "messaging.operation.name": "send"}
+    assert (unit, [(point.value, dict(point.attributes)) for point in sent]) == ("{message}", [(4, sending)])
+    unit, operations = found["messaging.client.operation.duration"]
+    assert unit == "s"
+    assert {point.attributes.get("error.type"): point.count for point in operations} == {None: 3, "BadArguments": 1}
+    assert operations[0].explicit_bounds == tracing.DURATIONS_S
+    unit, runs = found["messaging.process.duration"]
+    assert unit == "s"
+    assert {point.attributes.get("error.type"): point.count for point in runs} == {None: 3, "ValueError": 2}
+    assert common.items() <= dict(runs[0].attributes).items()
+    _, consumed = found["messaging.client.consumed.messages"]
+    assert sum(point.value for point in consumed) == 5
+    assert not app.seen[0].is_valid, "there are no spans"
 
 
 async def test_without_a_provider_there_are_no_spans_and_no_headers(app, eventually):
