@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ td, th { border-bottom: 1px solid #8884; padding: .2rem .8rem .2rem 0; text-alig
 th code { white-space: nowrap; }
 h3 { margin-bottom: .2rem; }
 """
+_CODE = re.compile("`([^`]*)`")
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -57,7 +59,7 @@ def _operation(path: str, method: str, what: Mapping[str, Any]) -> str:
     rows += _answers(what["responses"])
     return (
         f"<section id='{escape(what['operationId'])}'><h3 class='path'>{method.upper()} {escape(path)}</h3>"
-        f"<p>{escape(what['summary'])} {escape(what.get('description', ''))}</p><table>{''.join(rows)}</table></section>"
+        f"<p>{_text(what['summary'])} {_text(what.get('description', ''))}</p><table>{''.join(rows)}</table></section>"
     )
 
 
@@ -87,13 +89,19 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
         _row(field, "" if field in required else "optional", _kind(kind), kind.get("description", ""))
         for field, kind in schema.get("properties", {}).items()
     ]
-    about = escape(schema.get("description", ""))
+    about = _text(schema.get("description", ""))
     return f"<section id='{escape(name)}'><h3>{escape(name)}</h3><p>{about}</p><table>{''.join(rows)}</table></section>"
 
 
 def _row(*cells: str) -> str:
     first, *others = cells
-    return f"<tr><th scope='row'><code>{escape(first)}</code></th>{''.join(f'<td>{escape(cell)}</td>' for cell in others)}</tr>"
+    told = "".join(f"<td>{_text(cell)}</td>" for cell in others)
+    return f"<tr><th scope='row'><code>{escape(first)}</code></th>{told}</tr>"
+
+
+def _text(text: str) -> str:
+    """Escape a text, and show as code what stands between backticks in it."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

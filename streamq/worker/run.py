@@ -40,6 +40,7 @@ from streamq.job import (
     Snoozed,
     latest_start_ms,
 )
+from streamq.logs import masked
 from streamq.options import MOST_WEIGHT, checked_text
 from streamq.retry import RetryPolicy
 from streamq.worker.threads import JobInterrupted
@@ -283,15 +284,16 @@ def _failure(error: BaseException) -> Failure:
     top = own[-1] if own else None
     place = f"{top.filename}:{top.name}" if top else ""
     kind = type(error).__qualname__
-    text = _clean("".join(traceback.format_list(own))) if own and not isinstance(error, Signal) else ""
+    text = masked(_clean("".join(traceback.format_list(own)))) if own and not isinstance(error, Signal) else ""
     mark = hashlib.sha256(f"{kind}|{place}".encode(errors="replace")).hexdigest()[:12]
     return Failure(_clean(kind), _message(error), text[-_LONGEST_TRACEBACK:], mark)
 
 
 def _message(error: BaseException) -> str:
-    """Return what an exception says, as far as it can be told."""
+    """Return what an exception says, as far as it can and may be told."""
     try:
-        return _clean(str(error))[:_LONGEST_MESSAGE]
+        # Addresses are part of what most clients say, and passwords of addresses.
+        return masked(_clean(str(error)[: 4 * _LONGEST_MESSAGE]))[:_LONGEST_MESSAGE]
     except Exception as fault:  # noqa: BLE001 - the exception's class is the user's
         return f"its message cannot be shown: {type(fault).__qualname__} in __str__"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
 from starlette.routing import compile_path
 
+from streamq import access
 from streamq.access import SCOPES, Principal, checked_scopes, digest
-from streamq.api import create_app
+from streamq.api import create_app, door
 from streamq.api.application import OPERATIONS
 from streamq.clock import utc_now
 from streamq.errors import BadInput, ConfigurationError
@@ -240,6 +243,37 @@ async def test_without_mongodb_the_bootstrap_token_goes_on_and_so_does_who_was_h
         assert (await client.get("/v1/queues", headers=headers[known.id])).status_code == 200
         answer = await client.get("/v1/queues", headers=headers[fresh.id])
         assert (answer.status_code, answer.json()["detail"]) == (503, "MongoDB is away, and with it the tokens")
+
+
+async def test_no_token_is_ever_compared_as_text(settings, serving, statuses, tokens, monkeypatch):
+    """It is looked up by a digest and compared by digests of one length, so the time that it takes tells nothing of it."""
+    compared = []
+
+    def compare(left, right):
+        compared.append((left, right))
+        return left == right
+
+    for module in ("streamq.access", "streamq.api.door"):
+        monkeypatch.setattr(f"{module}.hmac.compare_digest", compare)
+    issued = await tokens.issue("ada", ["jobs:read"], by="x")
+    shown = [
+        settings.api_token, settings.api_token[:-1], issued.text, issued.text[:-1], f"sq_{'0' * 12}_x", "x", "",
+    ]  # fmt: skip
+    async with serving(settings) as client:
+        statuses_ = [
+            (await client.get("/v1/session", headers={"authorization": f"Bearer {text}"})).status_code for text in shown
+        ]
+    assert statuses_ == [200, 401, 200, 401, 401, 401, 401]
+    assert {(type(each), len(each)) for pair in compared for each in pair} == {(bytes, 32)}
+    # The bootstrap token is held against all that come; a stored one against what its id finds, also if that is nothing.
+    assert len(compared) == len(shown) + 3
+
+
+def test_no_line_compares_a_token_as_text():
+    """Whoever adds one is to use what is there."""
+    for module in (access, door):
+        source = Path(inspect.getfile(module)).read_text()
+        assert not re.search(r"(token|digest|secret)\w* [!=]= |[!=]= \w*(token|digest|secret)\b", source)
 
 
 # Tokens over HTTP
