@@ -1,7 +1,7 @@
 """A child's line to the parent that started it: who it is, that it lives, and that the parent does.
 
-One socket, inherited; its number stands in STREAMQ_PARENT_FD. JSON lines go up: `hello`, `ready`, `tick`, `bye`.
-Nothing comes down but the end of the line, which means that the parent is dead. Without a parent every call here
+One socket, inherited; its number stands in STREAMQ_PARENT_FD. JSON lines go up: `hello`, `ready`, `tick`, `bye`,
+and `warm` from a spare. Nothing comes down but a spare's place, and the end of the line, which means that the parent is dead. Without a parent every call here
 does nothing. Nothing may block: a stuck parent must not hold up a job.
 """
 
@@ -14,14 +14,16 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
 
-__all__ = ["PARENT_FD", "SAME_ORDER_S", "TICK_PERIOD_S", "ParentLink"]
+__all__ = ["PARENT_FD", "SAME_ORDER_S", "STANDBY", "TICK_PERIOD_S", "ParentLink", "Place", "wait_for_place"]
 
 PARENT_FD: Final = "STREAMQ_PARENT_FD"
+STANDBY: Final = "STREAMQ_PARENT_STANDBY"
+"""Set for a spare: it imports everything, and begins when it is given a place."""
 TICK_PERIOD_S: Final = 1.0
 SAME_ORDER_S: Final = 1.0
 """A child with a parent takes a second TERM or INT that comes sooner than this for the first one arriving twice.
@@ -29,6 +31,41 @@ SAME_ORDER_S: Final = 1.0
 PM2 signals the whole process tree, and so does systemd with KillMode=control-group; the parent then forwards the same
 order. A parent that means force sends its second TERM later than this.
 """
+
+
+class Place(NamedTuple):
+    """Where a spare is to work."""
+
+    name: str
+    """Such as `worker.2`."""
+    numbers: dict[str, int]
+    """Variables that differ from place to place, such as a port."""
+
+
+def wait_for_place(environ: MutableMapping[str, str] = os.environ) -> Place | None:
+    """Tell the parent that everything is imported, and wait until it has a place for this process.
+
+    For a process that has neither a loop nor threads yet; it blocks. Afterwards `ParentLink.open` takes the same line.
+
+    Returns:
+        None if this process is no spare.
+
+    Raises:
+        SystemExit: The parent is gone, or has no use for spares any more.
+    """
+    if not environ.pop(STANDBY, ""):
+        return None
+    with socket.socket(fileno=os.dup(int(environ[PARENT_FD]))) as line:
+        line.setblocking(True)
+        line.sendall(b'{"type":"warm"}\n')
+        heard = b""
+        while not heard.endswith(b"\n"):
+            more = line.recv(4096)
+            if not more:
+                raise SystemExit(0)
+            heard += more
+    told = json.loads(heard)
+    return Place(told["name"], told["numbers"])
 
 
 class ParentLink:

@@ -25,7 +25,15 @@ _API = ("api_host", "api_port", "api_token", "api_behind_proxy", "api_tls_certif
 
 @click.command()
 @setting_options(
-    "APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", "allow_eviction", *_CARE, *_LOGS
+    "APP",
+    "worker_concurrency",
+    "worker_instances",
+    "warm_spares",
+    "queues",
+    "grace_ms",
+    "allow_eviction",
+    *_CARE,
+    *_LOGS,
 )
 @click.option("--name", help="Name of this worker in logs and lists; its host and process unless given.")
 @click.option("--no-parent", is_flag=True, help="Run one worker in this very process.")
@@ -44,11 +52,18 @@ def worker(settings: Settings, name: str | None, directory: Path, *, no_parent: 
 
 
 def _one_worker(settings: Settings, name: str | None) -> int:
+    from msgspec import structs
+
     from streamq import worker as role
     from streamq.loading import load_with_settings
+    from streamq.parentlink import wait_for_place
 
     app, settings = load_with_settings(settings)
     _configure_logs(settings)
+    if (place := wait_for_place()) is not None:
+        name = name.replace("{name}", place.name) if name else place.name
+        numbers = {variable.removeprefix("STREAMQ_").lower(): number for variable, number in place.numbers.items()}
+        app.settings = settings = structs.replace(settings, **numbers)
     return role.main(settings, app, name=name)
 
 
@@ -149,7 +164,9 @@ def api(settings: Settings, *, record: bool) -> int:
 
 
 @click.command()
-@setting_options("APP", "worker_concurrency", "worker_instances", "queues", "grace_ms", *_CARE, *_API, *_LOGS)
+@setting_options(
+    "APP", "worker_concurrency", "worker_instances", "warm_spares", "queues", "grace_ms", *_CARE, *_API, *_LOGS
+)
 @directory_option
 def up(settings: Settings, directory: Path) -> int:
     """Run workers, cron, recorder and API under one parent.

@@ -61,6 +61,7 @@ def worker_role(settings: Settings, app_path: str, arguments: Sequence[str] = ()
         env=child_environment(settings),
         numbered={"STREAMQ_HEALTH_PORT": settings.health_port} if settings.health_port else {},
         hang_limit_ms=settings.hang_limit_ms,
+        spares=settings.warm_spares,
         once=once,
     )
 

@@ -6,6 +6,7 @@ The death is seen through a pidfd, whatever the pipes do: a grandchild that hold
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.clock import utc_now
 from streamq.parent.output import LineReader
-from streamq.parentlink import PARENT_FD
+from streamq.parentlink import PARENT_FD, STANDBY
 from streamq.process import exit_words, is_frozen
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Child:
 
         Args:
             role: What to run.
-            number: Of its place in the role, from 1.
+            number: Of its place in the role, from 1; 0: it is a spare, which waits for one.
             output: Where its lines go.
             pace: How patient to be.
 
@@ -70,11 +71,15 @@ class Child:
         """
         self.role = role
         self.number = number
-        self.name = f"{role.name}.{number}"
+        self.name = f"{role.name}.{number or 'spare'}"
         self.consumers: tuple[str, ...] = ()
         self.busy = self.slots = 0
         self.problem = ""
         """Why it does not do its work just now, in its own words; empty if it does."""
+        self.warm = asyncio.Event()
+        """Set when a spare has imported everything."""
+        self.placed = asyncio.Event()
+        """Set when a spare has been given a place."""
         self.ready = asyncio.Event()
         self.exited: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.started_at = utc_now()
@@ -91,7 +96,8 @@ class Child:
     def _start(self) -> None:
         self._line, theirs = socket.socketpair()
         try:
-            argv = [word.replace("{name}", self.name) for word in self.role.argv]
+            # A spare puts its name in for itself, when it has one.
+            argv = [word.replace("{name}", self.name if self.number else "{name}") for word in self.role.argv]
             self._process = _spawn(argv, _environment(self.role, self.number, theirs.fileno()), theirs.fileno())
         except BaseException:
             self._line.close()
@@ -144,6 +150,15 @@ class Child:
             self.term_sent_s = time.monotonic()
         os.kill(self.pid, number)  # not yet waited for, so the number still belongs to it
 
+    def take_place(self, number: int) -> None:
+        """Send a warm spare to work in a place of its role. Should it have died just now, that is seen as its death."""
+        self.number, self.name = number, f"{self.role.name}.{number}"
+        self.started_at, self.started_s = utc_now(), time.monotonic()
+        told = {"name": self.name, "numbers": _numbered(self.role, number)}
+        with contextlib.suppress(OSError):
+            self._line.send(json.dumps(told).encode() + b"\n")
+        self.placed.set()
+
     async def ends_within(self, seconds: float) -> bool:
         """Wait for the death, and say whether it came in time."""
         await asyncio.wait([self.exited], timeout=seconds)
@@ -168,7 +183,9 @@ class Child:
 
     def _take_in(self, kind: str, message: dict[str, Any]) -> None:
         self.speaks = True
-        if kind == "hello":
+        if kind == "warm":
+            self.warm.set()
+        elif kind == "hello":
             self.consumers = tuple(str(consumer) for consumer in message["consumers"])
         elif kind == "ready":
             self._last_tick_s = time.monotonic()
@@ -240,5 +257,10 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], fd: int) -> subprocess.P
 
 def _environment(role: Role, number: int, fd: int) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _ONLY_FOR_US}
-    numbered = {name: str(first + number - 1) for name, first in role.numbered.items()}
-    return inherited | {"PYTHONUNBUFFERED": "1"} | dict(role.env) | numbered | {PARENT_FD: str(fd)}
+    numbered = {name: str(value) for name, value in _numbered(role, number).items()}
+    standby = {} if number else {STANDBY: "1"}
+    return inherited | {"PYTHONUNBUFFERED": "1"} | dict(role.env) | numbered | {PARENT_FD: str(fd)} | standby
+
+
+def _numbered(role: Role, number: int) -> dict[str, int]:
+    return {name: first + max(number, 1) - 1 for name, first in role.numbered.items()}

@@ -33,6 +33,8 @@ class Role:
     """Whether children use `ParentLink`. One that does not counts as ready when it has lived `Pace.presumed_ready_s`."""
     overlap: bool = True
     """Whether old and new may run side by side in a rolling restart; False where both would bind one port."""
+    spares: int = 0
+    """Processes that have imported everything and wait for a place. The program must use `parentlink.wait_for_place`."""
     once: bool = False
     """Whether exit 0 means that the work is done, so that the child is not started again."""
 

@@ -86,6 +86,8 @@ class Desk:
     on_ready: Callable[[Child], None]
     on_death: Callable[[Child, Death], None]
     on_given_up: Callable[[Slot, Death], None]
+    spare: Callable[[Role, int], Child | None]
+    """Gives a place a process that has imported everything, if there is one."""
 
 
 class Slot:
@@ -194,7 +196,7 @@ class Slot:
     async def _live(self) -> Death:
         """Start a child and see it through."""
         try:
-            self.child = child = Child(self.role, self.number, self._desk.output, self._desk.pace)
+            self.child = child = self._new_child()
         except OSError as error:
             return self._unborn(error)
         event(log, logging.INFO, "parent.child_started", f"{self.name} started, pid {child.pid}", child=self.name)
@@ -204,6 +206,10 @@ class Slot:
         self.last_death = death
         self._desk.on_death(child, death)
         return death
+
+    def _new_child(self) -> Child:
+        spare = self._desk.spare(self.role, self.number)
+        return spare or Child(self.role, self.number, self._desk.output, self._desk.pace)
 
     async def _see_ready(self, child: Child) -> None:
         waiting = asyncio.ensure_future(child.ready.wait())

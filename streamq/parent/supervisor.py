@@ -21,6 +21,7 @@ from streamq.parent.output import Output
 from streamq.parent.roles import Hooks, Pace
 from streamq.parent.signals import Signals
 from streamq.parent.slot import Desk, Slot
+from streamq.parent.spares import Spares
 from streamq.process import Reporter, exit_status, rss_bytes
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ class Parent:
         self._pace = pace or Pace()
         self._reporter = Reporter(heartbeat_file)
         self._guard = Guard(hooks or Hooks(), self._pace, self._children)
-        self._desk = Desk(self._output, self._pace, self._on_ready, self._guard.died, self._on_given_up)
+        self._spares = Spares(self._output, self._pace, self._start)
+        self._desk = Desk(
+            self._output, self._pace, self._on_ready, self._guard.died, self._on_given_up, self._spares.take
+        )
         self._control = Control(directory, self, self._output) if directory else None
         self._slots: list[Slot] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,6 +101,7 @@ class Parent:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
+            await self._spares.close()
             await self._guard.close()
             if self._control is not None:
                 await self._control.close()
@@ -137,6 +142,7 @@ class Parent:
         if name in self._rolling:
             raise BadInput(f"a rolling restart of {name} is under way")
         failed = self._drop_failed(role)
+        self._spares.renew(role)
         for slot in self._active(role):
             if not is_rolling:
                 self._start(slot.recycle())
@@ -185,7 +191,8 @@ class Parent:
             "parent": {"pid": os.getpid(), "started_at": self._started_at.isoformat(), "state": self._state},
             "roles": self.counts(),
             "children": [
-                _described(slot) for slot in sorted(self._slots, key=lambda slot: (slot.role.name, slot.number))
+                *(_described(slot) for slot in sorted(self._slots, key=lambda slot: (slot.role.name, slot.number))),
+                *(_described_spare(child) for child in self._spares.waiting),
             ],
         }
 
@@ -256,6 +263,8 @@ class Parent:
         event(log, logging.INFO, "parent.child_ready", f"{child.name} is ready", child=child.name)
         if self._is_quiet and child.speaks:
             child.send(signal.SIGTSTP)
+        if not self._is_stopping:
+            self._spares.begin(child.role)
         self._tell_ready()
 
     def _on_given_up(self, slot: Slot, death: Death) -> None:
@@ -366,6 +375,20 @@ def _described(slot: Slot) -> dict[str, Any]:
         "role": slot.role.name,
         "name": slot.name,
         "state": slot.state,
+        **_described_process(alive),
+        "restarts": slot.restarts,
+        "last_death": death.words if death else None,
+    }
+
+
+def _described_spare(child: Child) -> dict[str, Any]:
+    state = "spare" if child.warm.is_set() else "starting"
+    told = {"role": child.role.name, "name": child.name, "state": state}
+    return told | _described_process(child) | {"restarts": 0, "last_death": None}
+
+
+def _described_process(alive: Child | None) -> dict[str, Any]:
+    return {
         "pid": alive.pid if alive else None,
         "started_at": alive.started_at.isoformat() if alive else None,
         "uptime_s": round(alive.lived_s, 1) if alive else None,
@@ -375,6 +398,4 @@ def _described(slot: Slot) -> dict[str, Any]:
         "silent_s": round(alive.silent_s, 1) if alive else None,
         "rss_bytes": rss_bytes(alive.pid) if alive else None,
         "consumers": list(alive.consumers) if alive else [],
-        "restarts": slot.restarts,
-        "last_death": death.words if death else None,
     }

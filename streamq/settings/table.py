@@ -64,6 +64,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_instances: Annotated[
         int, _about("worker processes under one parent", "WORKER_INSTANCES", flag="--instances", ge=1, le=1_000)
     ] = 2
+    warm_spares: Annotated[
+        int,
+        _about(
+            "processes under a parent that have imported the application and wait for a worker to die",
+            flag="--warm-spare",
+            ge=0,
+            le=100,
+        ),
+    ] = 0
     queues: Annotated[
         tuple[_QueueName, ...],
         _about(

@@ -48,6 +48,19 @@ async def main():
 asyncio.run(main())
 """
 
+# The same for places of which some are filled with spares.
+SPARE = SPEAKER.replace(
+    "async def main()",
+    """from streamq.parentlink import wait_for_place
+
+place = wait_for_place()
+if place is not None:
+    name = name.replace("{name}", place.name)
+    (folder / f"placed-{os.getpid()}").write_text(f"{place.name} {place.numbers}")
+
+async def main()""",
+)
+
 
 @dataclass
 class Children:
@@ -66,6 +79,10 @@ class Children:
     def speaker(self, instances: int = 1, **options: Any) -> Role:
         """Make a role of children that speak to their parent."""
         return self.role(SPEAKER, instances=instances, **options)
+
+    def spared(self, before: str = "", **options: Any) -> Role:
+        """Make a role of such children, of which some may be spares; `before` is done first."""
+        return self.role(before + SPARE, **options)
 
     def hold(self) -> Path:
         """Make draining take until the file that is returned is removed."""
