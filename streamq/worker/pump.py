@@ -282,8 +282,9 @@ class Pump:
         if is_beat:
             await self._learn()
             if self._has_strays:
+                self._has_strays = False
                 await self._stop_reader()  # what is on its way would be taken for a stray
-                await self._return_strays()
+                await self._return_after_loss()
 
     async def _learn(self) -> None:
         """Share what was seen of run times. Without it the jobs run all the same, in the lanes that were known."""
