@@ -246,8 +246,9 @@ class Handler(Generic[P, R]):
         settings, spec = self._app.settings, self.spec
         lanes = settings.lanes and spec.queue not in settings.fifo_queues
         return draft(
-            spec, args, kwargs, options or NO_OPTIONS, max_payload_bytes=settings.max_payload_bytes, lanes=lanes
-        )
+            spec, args, kwargs, options or NO_OPTIONS, max_payload_bytes=settings.max_payload_bytes, lanes=lanes,
+            partitions=settings.partitions_of(spec.queue),
+        )  # fmt: skip
 
     def draft(self, *args: Any, **kwargs: Any) -> Draft:
         """Check and encode a call without sending it."""
@@ -294,6 +295,7 @@ class StreamQ:
                 max_payload_bytes=settings.max_payload_bytes,
                 allow_eviction=settings.allow_eviction,
                 mongodb=(settings.mongodb_url, settings.mongodb_database) if settings.history else ("", ""),
+                partitions_of=settings.partitions_of,
             )
             self._clients[loop] = client
         self._latest = client
@@ -304,7 +306,7 @@ class StreamQ:
         """Cancel jobs, pause queues, block handlers and users: in all queues of this application."""
         queues = sorted({spec.queue for spec in self.registry}) or self.settings.queues
         outbox_max = self.settings.outbox_max if self.settings.history else 0
-        return Operator(self.client.broker, queues, outbox_max=outbox_max)
+        return Operator(self.client.broker, queues, outbox_max=outbox_max, partitions_of=self.settings.partitions_of)
 
     def send_in_background(self, chunk: Sequence[Draft | Job]) -> Future[list[Job]]:
         """Send up to a batch on the background loop; the future gives its results."""

@@ -126,7 +126,10 @@ def _drafted(app: StreamQ, settings: Settings, source: Source, job: BullJob, rep
             priority="low" if job.priority else None,
             max_attempts=max(1, int(job.options.get("attempts") or 1), job.attempts_made + (job.state == "failed")),
         )
-        item = draft(spec, args, kwargs, options, max_payload_bytes=settings.max_payload_bytes)
+        item = draft(
+            spec, args, kwargs, options, max_payload_bytes=settings.max_payload_bytes,
+            partitions=settings.partitions_of(spec.queue),
+        )  # fmt: skip
     except (JobRejected, BadInput) as error:
         report.refused[job.state] += 1
         if len(report.faults) < _MOST_FAULTS:

@@ -7,11 +7,15 @@ stands under a word of its own, so that no name can hit a structural key.
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field
 
 from streamq.errors import ConfigurationError
 
-__all__ = ["GROUP", "HANDBACK", "LANES", "RECORDER_GROUP", "Keys", "check_queue_name", "lane_digit", "slow_digit"]
+__all__ = [
+    "GROUP", "HANDBACK", "LANES", "RECORDER_GROUP", "Keys", "check_queue_name", "lane_digit", "partition_for",
+    "partition_names", "queue_of", "slow_digit",
+]  # fmt: skip
 
 LANES = ("high", "normal", "low", "high.slow", "normal.slow", "low.slow")
 """Priority times cost. A lane's digit, its place in the script's KEYS, is its index here plus one."""
@@ -23,6 +27,7 @@ HANDBACK = "@handback"
 """The consumer that holds deliveries which were handed back; every cycle takes from it first."""
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NUMBER = re.compile(r":(\d{1,3})")
 
 
 def lane_digit(lane: str) -> int:
@@ -48,18 +53,42 @@ def check_queue_name(name: str) -> str:
     return name
 
 
+def partition_names(queue: str, count: int) -> tuple[str, ...]:
+    """Name the partitions of a queue; the only one is named as the queue."""
+    return (queue,) if count == 1 else tuple(f"{queue}:{number}" for number in range(count))
+
+
+def partition_for(queue: str, token: str, count: int) -> str:
+    """Name the partition that a token belongs to, the same one for ever: by the CRC-32 of its UTF-8 form.
+
+    Args:
+        queue: Whose partition.
+        token: What belongs together: a user key, else a dedup key, else the id of a job.
+        count: How many partitions there are.
+    """
+    return queue if count == 1 else f"{queue}:{zlib.crc32(token.encode('utf-8', 'surrogatepass')) % count}"
+
+
+def queue_of(name: str) -> str:
+    """Return the queue of a partition."""
+    return name.partition(":")[0]
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of one partition of one queue."""
 
     queue: str
-    partition: int = 0
+    """The partition's name: that of the queue, and with several partitions a colon and the number."""
     tag: str = field(init=False)
     lanes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        check_queue_name(self.queue)
-        tag = f"{{sq:{self.queue}:{self.partition}}}"
+        name = queue_of(self.queue)
+        rest = self.queue[len(check_queue_name(name)) :]
+        if rest and not _NUMBER.fullmatch(rest):
+            check_queue_name(self.queue)
+        tag = f"{{sq:{name}:{int(rest[1:] or 0)}}}"
         object.__setattr__(self, "tag", tag)
         object.__setattr__(self, "lanes", tuple(f"{tag}:lane:{lane}" for lane in LANES))
 

@@ -16,7 +16,7 @@ from streamq.broker.server import Broker
 from streamq.errors import StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from streamq.broker.partition import Partition
     from streamq.settings import Settings
@@ -27,27 +27,31 @@ __all__ = ["Guardian", "Pulse", "guardian"]
 class Guardian:
     """Beats for workers, and buries those that somebody saw die."""
 
-    def __init__(self, broker: Broker, queues: Sequence[str]) -> None:
+    def __init__(self, broker: Broker, partitions: Sequence[str]) -> None:
         self._broker = broker
-        self._partitions: list[Partition] = [broker.partition(queue) for queue in queues]
+        self._partitions: list[Partition] = [broker.partition(name) for name in partitions]
 
     async def beat(self, consumers: Sequence[str]) -> None:
-        """Say that these workers live. One round trip per queue."""
+        """Say that these workers live. One round trip per partition."""
         if consumers:
-            for partition in self._partitions:
-                await partition.beat(consumers)
+            await self._each(lambda partition: partition.beat(consumers))
 
     async def renew(self, consumers: Sequence[str]) -> None:
         """Keep the deliveries of workers whose loops are blocked."""
-        for partition in self._partitions:
-            for consumer in consumers:
-                await partition.renew(consumer)
+        for consumer in consumers:
+            await self._each(lambda partition, consumer=consumer: partition.renew(consumer))  # type: ignore[misc]
 
     async def bury(self, consumers: Sequence[str]) -> None:
         """Free what these dead workers held, now."""
         if consumers:
-            for partition in self._partitions:
-                await partition.bury(consumers)
+            await self._each(lambda partition: partition.bury(consumers))
+
+    async def _each(self, do: Callable[[Partition], Awaitable[object]]) -> None:
+        """Do it in all partitions: one that cannot be reached is no reason to let workers be given up in the others."""
+        done = await asyncio.gather(*(do(partition) for partition in self._partitions), return_exceptions=True)
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
 
     async def close(self) -> None:
         """Close the connections."""
@@ -59,7 +63,7 @@ class Guardian:
 def guardian(settings: Settings) -> Guardian:
     """Make the guardian for a parent process; connections open when first used, on the loop that runs then."""
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction, timeout_s=5.0)
-    return Guardian(broker, settings.queues)
+    return Guardian(broker, settings.partition_names)
 
 
 class Pulse:

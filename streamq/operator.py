@@ -11,10 +11,10 @@ from streamq.broker.letters import Letters
 from streamq.broker.orders import Orders
 from streamq.clock import to_ms
 from streamq.errors import JobNotFound
-from streamq.keys import Keys
+from streamq.keys import Keys, partition_names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import timedelta
 
     from streamq.broker.inspection import Counts
@@ -35,9 +35,18 @@ def user_name() -> str:
 class Operator:
     """The operators' side of the queues of one application. Each call opens a connection and closes it."""
 
-    def __init__(self, broker: Broker, queues: Sequence[str], *, outbox_max: int) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        queues: Sequence[str],
+        *,
+        outbox_max: int,
+        partitions_of: Callable[[str], int] = lambda _: 1,
+    ) -> None:
         self._broker = broker
-        self._queues = tuple(queues)
+        self._partitions_of = partitions_of
+        self._queues = tuple(name for queue in queues for name in self._names(queue))
+        """The partitions of all queues."""
         self._outbox_max = outbox_max
 
     async def cancel(self, job_id: str, reason: str = "") -> Cancelled:
@@ -57,14 +66,18 @@ class Operator:
 
     async def pause(self, queue: str, *, reason: str = "", lasting: timedelta | None = None) -> None:
         """Give out no jobs of a queue, until it is resumed or the time is over. What runs is finished."""
-        async with self._orders(queue) as orders:
-            until_ms = await self._until_ms(queue, lasting)
-            await orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
+        for name in self._names(queue):
+            async with self._orders(name) as orders:
+                until_ms = await self._until_ms(name, lasting)
+                await orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
 
     async def resume(self, queue: str) -> bool:
         """Give out the jobs of a queue again. Returns whether it was paused."""
-        async with self._orders(queue) as orders:
-            return await orders.resume()
+        was_paused = False
+        for name in self._names(queue):
+            async with self._orders(name) as orders:
+                was_paused = await orders.resume() or was_paused
+        return was_paused
 
     async def block(
         self, *, handler: str | None = None, key: str | None = None, reason: str = "", lasting: timedelta | None = None
@@ -91,30 +104,30 @@ class Operator:
 
     @contextlib.asynccontextmanager
     async def dead_letters(self, queue: str) -> AsyncGenerator[Letters]:
-        """Give the dead letters of a queue, to browse, replay, edit and delete."""
+        """Give the dead letters of a queue, of a divided one those of one partition (`users:0`), to browse, replay, edit and delete."""
         async with self._orders(queue) as orders:
             yield Letters(orders.wire, orders)
 
     async def counts(self) -> Mapping[str, Counts]:
-        """Return what each queue holds, and what is paused or blocked in it."""
-        found: dict[str, Counts] = {}
+        """Return what each queue holds, a divided one by its partitions, and what is paused or blocked in it."""
+        return {queue: await self._counts(queue) for queue in self._queues}
+
+    async def _counts(self, queue: str) -> Counts:
         wire = self._broker.wire()
         try:
-            for queue in self._queues:
-                found[queue] = await Inspection(wire, Keys(queue)).counts()
+            return await Inspection(wire, Keys(queue)).counts()
         finally:
             await wire.close()
-        return found
 
     async def _until_ms(self, queue: str, lasting: timedelta | None) -> int:
         """Return the moment by the server's clock; 0: open."""
         if lasting is None:
             return 0
-        wire = self._broker.wire()
-        try:
-            return (await Inspection(wire, Keys(queue)).counts()).now_ms + to_ms(lasting)
-        finally:
-            await wire.close()
+        return (await self._counts(queue)).now_ms + to_ms(lasting)
+
+    def _names(self, queue: str) -> tuple[str, ...]:
+        """Name the partitions of a queue; one that is a partition's name already means that alone."""
+        return (queue,) if ":" in queue else partition_names(queue, self._partitions_of(queue))
 
     @contextlib.asynccontextmanager
     async def _orders(self, queue: str) -> AsyncGenerator[Orders]:

@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from operator import attrgetter
@@ -42,7 +42,7 @@ from streamq.errors import (
     QueueFull,
     StreamQError,
 )
-from streamq.keys import Keys, slow_digit
+from streamq.keys import Keys, partition_for, partition_names, queue_of, slow_digit
 from streamq.lanes import NO_HINT, HintJudge, whose
 from streamq.options import NO_OPTIONS, Options, checked_cost, checked_digit, checked_text, due_of, envelope_fields
 
@@ -155,6 +155,7 @@ class Draft(NewJob):
 
     handler: str = ""
     queue: str = ""
+    """The name of its partition; with one partition that is the queue's."""
     replicas: int = 0
     ledger: bool = False
     is_plain: bool = False
@@ -177,7 +178,7 @@ Item = Draft | Job
 Items = Iterable[Item] | AsyncIterable[Item]
 
 
-def draft(
+def draft(  # noqa: PLR0913 - a call, and what its application has settled
     spec: HandlerSpec,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -185,6 +186,7 @@ def draft(
     *,
     max_payload_bytes: int = 262_144,
     lanes: bool = True,
+    partitions: int = 1,
 ) -> Draft:
     """Check a call of a handler and encode it. Redis is not touched.
 
@@ -207,6 +209,8 @@ def draft(
         )
     digit = spec.digit if options.priority is None else checked_digit(options.priority)
     item = Draft(options.id or new_job_id(), digit, envelope, handler=spec.name, queue=spec.queue)
+    if partitions > 1:
+        item.queue = partition_for(spec.queue, rest.get("u") or rest.get("g") or item.id, partitions)
     if lanes and not is_bare:
         item.whose = whose(spec.name, rest.get("u"), rest.get("c"))
     if rule is not None:
@@ -279,9 +283,19 @@ class Producer:
     """Adds jobs to one partition, one numbered call after another."""
 
     def __init__(
-        self, partition: Partition, confirmations: Confirmations, name: str, *, max_depth: int, give_up_s: float
+        self,
+        partition: Partition,
+        confirmations: Confirmations,
+        name: str,
+        *,
+        max_depth: int,
+        give_up_s: float,
+        agree: Callable[[], Awaitable[None]],
     ) -> None:
-        self._partition = partition
+        self.partition = partition
+        self._agree = agree
+        self._is_agreed = False
+        """Whether the queue is known to have as many partitions as the settings say."""
         self._confirmations = confirmations
         self._name = name
         self._number = 0
@@ -310,13 +324,13 @@ class Producer:
 
     async def _alone(self, item: Draft) -> str:
         """Add one job, by the short way if it is a plain one."""
-        if not item.is_plain or self._max_depth:
+        if not item.is_plain or self._max_depth or not self._is_agreed:
             return (await self.many((item,))).results[0]
         async with self._turn:
             self._number = number = self._number + 1
             began = time.monotonic()
             try:
-                if await self._partition.append(self._name, number, item):
+                if await self.partition.append(self._name, number, item):
                     self._accepted = number
                     return "n"
             except BrokerUnavailable as error:
@@ -380,7 +394,10 @@ class Producer:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                added = await self._partition.add(self._name, number, items, max_depth=self._max_depth)
+                if not self._is_agreed:
+                    await self._agree()
+                    self._is_agreed = True
+                added = await self.partition.add(self._name, number, items, max_depth=self._max_depth)
             except CallRepeated as repeated:
                 added = Added(repeated.results.split("\n") if repeated.results else "n" * len(items), 0)
             except BrokerUnavailable as error:
@@ -416,7 +433,7 @@ class Producer:
         """Send what waits, then close the connection."""
         if self._flusher is not None:
             await self._flusher
-        await self._partition.wire.close()
+        await self.partition.wire.close()
         await self._confirmations.close()
 
 
@@ -444,6 +461,8 @@ class Client:
     """Where it runs; its connections belong there."""
     mongodb: tuple[str, str] = ("", "")
     """URL and database, for jobs of the ledger."""
+    partitions_of: Callable[[str], int] = lambda _: 1
+    """Says how many partitions a queue has."""
     _broker: Broker | None = None
     _notary: Notary | None = None
     _producers: dict[str, Producer] = field(default_factory=dict)
@@ -457,16 +476,20 @@ class Client:
         return self._broker
 
     def producer(self, queue: str) -> Producer:
-        """Return the producer for a queue."""
+        """Return the producer for a partition, by its name."""
         producer = self._producers.get(queue)
         if producer is None:
             partition = self.broker.partition(queue)
+            count = self.partitions_of(queue_of(queue))
+            first = partition_names(queue_of(queue), count)[0]
+            home = partition if queue == first else self.producer(first).partition
             producer = Producer(
                 partition,
                 Confirmations(self.broker.wire(), partition.keys, self._name),
                 self._name,
-                max_depth=self.max_depth,
+                max_depth=-(-self.max_depth // count),
                 give_up_s=self.give_up_s,
+                agree=lambda: home.agree(count),
             )
             self._producers[queue] = producer
         return producer
@@ -512,7 +535,7 @@ class Client:
                 await asyncio.gather(under_way, return_exceptions=True)
 
     async def send_chunk(self, chunk: Sequence[Item]) -> list[Job]:
-        """Enqueue up to `BATCH` jobs, of any queues. What was refused before is passed through."""
+        """Enqueue up to `BATCH` jobs, of any queues at once. What was refused before is passed through."""
         queues = set(map(_QUEUE_OF, chunk))
         if len(queues) == 1 and set(map(type, chunk)) == {Draft}:  # nearly every chunk
             return await self._send_to(queues.pop(), cast("Sequence[Draft]", chunk))
@@ -521,9 +544,12 @@ class Client:
         for place, item in enumerate(chunk):
             if isinstance(item, Draft):
                 by_queue.setdefault(item.queue, []).append(place)
-        for queue, places in by_queue.items():
-            sent = await self._send_to(queue, [jobs[place] for place in places])
-            for place, job in zip(places, sent, strict=True):
+        sending = [self._send_to(queue, [jobs[place] for place in places]) for queue, places in by_queue.items()]
+        sent = await asyncio.gather(*sending, return_exceptions=True)
+        for places, answer in zip(by_queue.values(), sent, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            for place, job in zip(places, answer, strict=True):
                 jobs[place] = job
         return jobs
 

@@ -40,7 +40,7 @@ STRUCTURAL_KEY = re.compile(
     r"\{sq:[^:]+:\d+\}:"
     r"(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|counts|control|pause|cost|times|gates|places|openings|fair)"
 )
-REDIS_FIXTURES = {"redis_url", "redis_server"}
+REDIS_FIXTURES = {"redis_url", "redis_server", "cluster"}
 
 
 class Eventually(Protocol):

@@ -420,7 +420,7 @@ def test_variables_of_the_tests_and_the_embedded_servers_are_not_told(read):
     "url",
     [
         "redis://h", "redis://h:1", "redis://h:65535/15", "redis://:pw@h/0", "redis://u:p%40@h:6379/0?timeout=1",
-        "rediss://h:6380", "redis://[::1]:6379", "unix:///run/r.sock", "unix://u:p@/run/r.sock?db=1",
+        "redis://:p%2C@a:1,b:2,[::1]:3/0", "redis://a,b", "rediss://h:6380", "redis://[::1]:6379", "unix:///run/r.sock", "unix://u:p@/run/r.sock?db=1",
     ],
 )  # fmt: skip
 def test_addresses_of_redis_that_can_be_one(url):
@@ -442,6 +442,9 @@ def test_addresses_of_redis_that_can_be_one(url):
         ("redis://:a/b@h", "percent-encoded"),
         ("redis://[::1", "a host"),
         ("redis://h/one", "the number of a database"),
+        ("redis://a:1,b:x/0", "a port from 1 to 65535"),
+        ("redis://a:1,/0", "the name of a host"),
+        ("redis://a:1,b:2/3", "database 0, which is the only one of a cluster"),
         ("unix://", "the path of a socket"),
     ],
 )

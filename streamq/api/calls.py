@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from streamq.api.answers import Problem
 from streamq.broker.partition import CallRepeated
 from streamq.errors import BrokerUnavailable, QueueFull
+from streamq.keys import queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Call:
             BrokerUnavailable: Unknown whether they were added.
             HistoryUnavailable: They may not be written down; none was added.
         """
+        self._max_depth = -(-self._max_depth // stores.partitions_of(queue_of(drafts[0].queue)))
 
         async def add(items: Sequence[Draft]) -> Sequence[str | QueueFull]:
             return await stores.add(items[0].queue, lambda partition: self._tried(partition, items))

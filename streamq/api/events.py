@@ -141,7 +141,7 @@ class Hub:
         return missed if len(missed) < MOST_WAITING else ["resync"]
 
     async def _read(self) -> None:
-        feed, wire = self._stores.feed()
+        feed = self._stores.feed()
         idle_since = time.monotonic()
         try:
             await self._stores.redis.ask(feed.start)
@@ -156,7 +156,7 @@ class Hub:
         except StreamQError:
             return  # who joins is told
         finally:
-            await wire.close()
+            await feed.close()
 
     def _begin(self, feed: Feed) -> None:
         self._kept.clear()

@@ -22,6 +22,7 @@ from streamq.api.table import Operation, principal_of
 from streamq.broker.partition import BATCH
 from streamq.clock import utc_now
 from streamq.errors import HistoryUnavailable, JobRejected, Unavailable
+from streamq.keys import partition_names
 from streamq.options import Options
 from streamq.queue import draft
 
@@ -247,7 +248,8 @@ def _draft(request: Request, order: NewJob, job_id: str | None) -> Draft:
     if spec is None:
         known = ", ".join(sorted(each.name for each in app.registry))
         raise bad("handler", f"no handler is named {order.handler!r:.80}; there are {known}")
-    if spec.queue not in stores_of(request).queues:
+    partitions = app.settings.partitions_of(spec.queue)
+    if not set(partition_names(spec.queue, partitions)) <= set(stores_of(request).queues):
         raise bad("handler", f"its queue {spec.queue!r} is none of this API's")
     options = Options(
         key=order.key,
@@ -261,7 +263,10 @@ def _draft(request: Request, order: NewJob, job_id: str | None) -> Draft:
         id=job_id,
     )
     try:
-        return draft(spec, tuple(order.args), order.kwargs, options, max_payload_bytes=app.settings.max_payload_bytes)
+        return draft(
+            spec, tuple(order.args), order.kwargs, options, max_payload_bytes=app.settings.max_payload_bytes,
+            partitions=partitions,
+        )  # fmt: skip
     except JobRejected as refused:
         raise bad("body", str(refused)) from None
 

@@ -16,7 +16,6 @@ from streamq.broker.inspection import Costs, Counts, DeadLetter, Inspection, Loc
 from streamq.broker.letters import Letters
 from streamq.broker.orders import Orders
 from streamq.broker.outbox import Feed
-from streamq.broker.partition import Partition
 from streamq.broker.server import Broker, Memory, memory_of
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from streamq.broker.crowd import Crowd
-    from streamq.broker.wire import Wire
+    from streamq.broker.partition import Partition
     from streamq.errors import QueueFull
     from streamq.queue import Draft
     from streamq.settings import Settings
@@ -122,11 +121,13 @@ class Stores:
         self._audit = Audit(self._mongo) if self._mongo else None
         self._operations = Operations(self._mongo) if self._mongo else None
         self._notary = Notary(settings.mongodb_url, settings.mongodb_database) if settings.history else None
-        self._wire = self._broker.wire()
-        self._views = {queue: Inspection(self._wire, Keys(queue)) for queue in settings.queues}
+        self._partitions = {name: self._broker.partition(name) for name in settings.partition_names}
+        self._views = {name: Inspection(each.wire, each.keys) for name, each in self._partitions.items()}
         self.redis = Breaker("redis")
         self.mongodb = Breaker("mongodb")
-        self.queues = tuple(settings.queues)
+        self.partitions_of = settings.partitions_of
+        self.queues = settings.partition_names
+        """The partitions of all queues; the only one of a queue is named as the queue."""
         self.dead_after_ms = settings.dead_after_ms
         self._outbox_max = settings.outbox_max if settings.history else 0
         self._tally: Tally | None = None
@@ -142,7 +143,8 @@ class Stores:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_WITHIN_S)
-        await self._wire.close()
+        for partition in self._partitions.values():
+            await partition.wire.close()
         if self._mongo:
             await self._mongo.close()
         if self._notary:
@@ -160,7 +162,7 @@ class Stores:
     async def memory(self) -> Memory | None:
         """Ask Redis how full it is; None if it cannot tell now."""
         with contextlib.suppress(StreamQError):
-            return await self.redis.ask(memory_of, self._wire)
+            return await self.redis.ask(memory_of, self._partition(self.queues[0]).wire)
         return None
 
     async def costs(self) -> dict[str, Costs]:
@@ -189,11 +191,12 @@ class Stores:
 
     async def order(self, queue: str, order: Callable[[Orders], Awaitable[T]]) -> T:
         """Have something done to a queue."""
-        return await self.redis.ask(order, Orders(self._wire, Keys(queue), outbox_max=self._outbox_max))
+        partition = self._partition(queue)
+        return await self.redis.ask(order, Orders(partition.wire, partition.keys, outbox_max=self._outbox_max))
 
     async def add(self, queue: str, add: Callable[[Partition], Awaitable[T]]) -> T:
         """Put jobs into a queue."""
-        return await self.redis.ask(add, Partition(Keys(queue), self._wire))
+        return await self.redis.ask(add, self._partition(queue))
 
     async def add_written(
         self, drafts: Sequence[Draft], add: Callable[[Sequence[Draft]], Awaitable[Sequence[str | QueueFull]]]
@@ -205,14 +208,19 @@ class Stores:
             raise HistoryUnavailable("MongoDB is away")
         return await self._notary.enqueue(drafts, add)
 
-    def feed(self) -> tuple[Feed, Wire]:
-        """Make what tells of all that becomes of jobs, and the connection that it reads with, to be closed after it."""
-        wire = self._broker.wire()
-        return Feed(wire, {queue: Keys(queue) for queue in self.queues}), wire
+    def _partition(self, name: str) -> Partition:
+        """Return a partition by its name; the history may know of some that the settings do not."""
+        if name not in self._partitions:
+            self._partitions[name] = self._broker.partition(name)
+        return self._partitions[name]
+
+    def feed(self) -> Feed:
+        """Make what tells of all that becomes of jobs, to be closed after use."""
+        return Feed(self._broker.wire, {queue: Keys(queue) for queue in self.queues})
 
     async def letters(self, queue: str, question: Callable[[Letters], Awaitable[T]]) -> T:
         """Ask for, or do something to, the dead letters of a queue."""
-        return await self.order(queue, lambda orders: question(Letters(self._wire, orders)))
+        return await self.order(queue, lambda orders: question(Letters(orders.wire, orders)))
 
     @property
     def has_history(self) -> bool:

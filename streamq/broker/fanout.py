@@ -69,6 +69,16 @@ class FanOutState(
         """How many users were handled in the calls that are counted."""
         return self.added + self.duplicates + self.present + self.refused
 
+    def plus(self, other: FanOutState) -> FanOutState:
+        """Add what another partition counted of the same fan-out."""
+        return msgspec.structs.replace(
+            self,
+            added=self.added + other.added,
+            duplicates=self.duplicates + other.duplicates,
+            present=self.present + other.present,
+            refused=self.refused + other.refused,
+        )
+
     def counting(self, results: Sequence[str]) -> FanOutState:
         """Count what became of this call's jobs, so that the state stands for all calls up to this one.
 
@@ -124,15 +134,22 @@ class FanOutRecord:
 
 
 class FanOuts:
-    """The records of one partition."""
+    """The records of one partition; or those of the first partition of a queue, with the counts of the others."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, others: Sequence[Partition] = ()) -> None:
         self._partition = partition
+        self._others = [FanOuts(other) for other in others]
         self._tag = partition.keys.tag
         self._producers = partition.keys.producers
 
     async def records(self, producers: Sequence[str]) -> list[FanOutRecord | None]:
         """Return what is known of each producer, in order; None for one that is not known."""
+        found = await self._own_records(producers)
+        for other in self._others:
+            found = [_joined(*pair) for pair in zip(found, await other.records(producers), strict=True)]
+        return found
+
+    async def _own_records(self, producers: Sequence[str]) -> list[FanOutRecord | None]:
         if not producers:
             return []
         found = await self._partition.wire.call("HMGET", self._producers, *producers)
@@ -228,6 +245,13 @@ class FanOuts:
     def _page_key(self, producer: str, cursor: str | None) -> str:
         digest = hashlib.sha256(b"" if cursor is None else b"+" + cursor.encode()).hexdigest()[:32]
         return f"{self._tag}:page:{digest}:{producer}"
+
+
+def _joined(record: FanOutRecord | None, other: FanOutRecord | None) -> FanOutRecord | None:
+    """Add what another partition counted of a fan-out."""
+    if record is None or other is None or not other.cursor.startswith("{"):
+        return record
+    return FanOutRecord(record.number, record.keep_until_ms, encode_state(record.state.plus(other.state)), "")
 
 
 def _record(raw: bytes) -> FanOutRecord:

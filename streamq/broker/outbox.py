@@ -6,6 +6,7 @@ a recorder that died is taken over by another; whoever writes must therefore bea
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -18,7 +19,7 @@ from streamq.errors import QueueFull
 from streamq.keys import RECORDER_GROUP, Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Feed", "Lag", "Outbox", "OutboxEntry", "recorder_name", "version_of"]
 
@@ -70,14 +71,20 @@ def recorder_name() -> str:
 class Feed:
     """What is added to the outboxes of some partitions from now on, for those who only look; recorders delete it soon."""
 
-    def __init__(self, wire: Wire, partitions: Mapping[str, Keys]) -> None:
+    def __init__(self, make_wire: Callable[[], Wire], partitions: Mapping[str, Keys]) -> None:
         """Make it; nothing is sent yet.
 
         Args:
-            wire: A connection of its own, since reading blocks it.
+            make_wire: Makes connections, since reading blocks one. Partitions on several nodes need one each, and a
+                second one for questions meanwhile.
             partitions: The partitions, by what they are to be called.
         """
-        self._wire = wire
+        self._make_wire = make_wire
+        self._wire = make_wire()
+        self._readers: dict[str, Wire] = {}
+        """Once it is known that one call cannot read all."""
+        self._sides: dict[str, Wire] = {}
+        self._reading: dict[str, asyncio.Task[Any]] = {}
         self._streams = {name: keys.outbox for name, keys in partitions.items()}
         self._names = {stream.encode(): name for name, stream in self._streams.items()}
         self.places: dict[str, bytes] = {}
@@ -91,10 +98,38 @@ class Feed:
 
     async def read(self, *, limit: int, block_ms: int) -> list[tuple[str, OutboxEntry]]:
         """Wait for entries, and return them, of each partition the oldest first."""
-        streams: list[str | bytes] = [*self._streams.values(), *(self.places[name] for name in self._streams)]
-        reply = await self._wire.call(
-            "XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS", *streams, extra_s=block_ms / 1000
-        )
+        if not self._readers:
+            try:
+                return self._taken(await self._ask(self._wire, tuple(self._streams), limit, block_ms))
+            except ServerRefused as error:
+                if "CROSSSLOT" not in str(error):
+                    raise
+                self._readers = {name: self._make_wire() for name in self._streams}
+                self._sides = {name: self._make_wire() for name in self._streams}
+        return await self._read_apart(limit, block_ms)
+
+    async def _read_apart(self, limit: int, block_ms: int) -> list[tuple[str, OutboxEntry]]:
+        """Return what the first ones that have something give; the others go on waiting.
+
+        Raises:
+            BrokerUnavailable: Of a partition, when no other has something.
+        """
+        for name, wire in self._readers.items():
+            if name not in self._reading:
+                self._reading[name] = asyncio.create_task(self._ask(wire, (name,), limit, block_ms))
+        await asyncio.wait(self._reading.values(), return_when=asyncio.FIRST_COMPLETED)
+        done = [self._reading.pop(name) for name, task in list(self._reading.items()) if task.done()]
+        found = [entry for task in done if task.exception() is None for entry in self._taken(task.result())]
+        failures = [error for task in done if (error := task.exception()) is not None]
+        if failures and not found:
+            raise failures[0]
+        return found
+
+    async def _ask(self, wire: Wire, names: Sequence[str], limit: int, block_ms: int) -> Any:
+        streams: list[str | bytes] = [*(self._streams[name] for name in names), *(self.places[name] for name in names)]
+        return await wire.call("XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS", *streams, extra_s=block_ms / 1000)
+
+    def _taken(self, reply: Any) -> list[tuple[str, OutboxEntry]]:
         found: list[tuple[str, OutboxEntry]] = []
         for stream, entries in reply or ():
             name = self._names[stream]
@@ -110,6 +145,8 @@ class Feed:
         """
         gap = False
         for name in self._streams:
+            if name in self._reading and self._reading[name].done():
+                continue
             newest, added = await self._newest(name)
             if (newest, added) == (self.places[name], self._added[name]):
                 continue
@@ -118,12 +155,25 @@ class Feed:
         return gap
 
     async def _is_more(self, name: str) -> bool:
-        return bool(await self._wire.call("XRANGE", self._streams[name], b"(" + self.places[name], "+", "COUNT", 1))
+        return bool(
+            await self._side(name).call("XRANGE", self._streams[name], b"(" + self.places[name], "+", "COUNT", 1)
+        )
+
+    def _side(self, name: str) -> Wire:
+        return self._sides[name] if self._sides else self._wire
+
+    async def close(self) -> None:
+        """Stop to read, and close the connections."""
+        for task in self._reading.values():
+            task.cancel()
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
+        for wire in (self._wire, *self._readers.values(), *self._sides.values()):
+            await wire.close()
 
     async def _newest(self, name: str) -> tuple[bytes, int]:
         """Return the id of the newest entry that there ever was, and how many there were."""
         try:
-            row = await self._wire.call("XINFO", "STREAM", self._streams[name])
+            row = await self._side(name).call("XINFO", "STREAM", self._streams[name])
         except ServerRefused as error:
             if "no such key" not in str(error):
                 raise

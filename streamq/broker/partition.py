@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamq.broker.wire import Fault, ServerRefused, Wire, Words, packed
-from streamq.errors import BrokerUnavailable, QueueFull
+from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull
 from streamq.job import Delivery
-from streamq.keys import GROUP, LANES, Keys
+from streamq.keys import GROUP, LANES, Keys, queue_of
 from streamq.scripts import load
 
 if TYPE_CHECKING:
@@ -169,6 +169,33 @@ class Partition:
     def wire(self) -> Wire:
         """The connection, for what no script does."""
         return self._wire
+
+    async def agree(self, count: int, *, looks: bool = False) -> None:
+        """See that the queue of this partition, its first one, has so many, and store that if nothing was said before.
+
+        Args:
+            count: How many there are by the settings.
+            looks: Store nothing.
+
+        Raises:
+            ConfigurationError: It has another number.
+            BrokerUnavailable: Whether it has is not known.
+        """
+        stored = await self._wire.script(load("agree"), [self.keys.counts, self.keys.workers], [count, int(not looks)])
+        if stored != count:
+            name = queue_of(self.keys.queue)
+            raise ConfigurationError(
+                f"queue {name!r} has {_partitions(stored)}, and the settings say {_partitions(count)}",
+                hint=f"set STREAMQ_PARTITIONS={name}={stored}, or when it is empty: streamq queues divide {name} {count}",
+            )
+
+    async def divided(self) -> int:
+        """Return how many partitions are stored of the queue whose first one this is."""
+        return int(await self._wire.call("HGET", self.keys.counts, "partitions") or 1)
+
+    async def divide(self, count: int) -> None:
+        """Store how many partitions the queue of this partition, its first one, has from now on."""
+        await self._wire.call("HSET", self.keys.counts, "partitions", count)
 
     # Producing.
 
@@ -489,6 +516,10 @@ def _ways(jobs: Sequence[NewJob]) -> tuple[dict[str, int], list[str]]:
             last = parts
         ways.append(way)
     return dedups, ways
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'s' if count != 1 else ''}"
 
 
 def _cycle_reply(reply: list[Any], now: float) -> CycleReply:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from streamq.broker.nodes import Node, Nodes, without_secrets
 from streamq.broker.partition import Partition
-from streamq.broker.wire import Fault, ServerRefused, Wire, make_pool
+from streamq.broker.wire import Fault, ServerRefused, Wire
 from streamq.errors import BrokerUnavailable, ConfigurationError
 from streamq.keys import Keys
 
@@ -51,13 +52,6 @@ async def memory_of(wire: Wire) -> Memory:
     return Memory(used, limit, info.get("maxmemory_policy", "noeviction") != "noeviction")
 
 
-def without_secrets(url: str) -> str:
-    """Return a URL that may be shown: without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
 class Broker:
     """Makes connections to one Redis server."""
 
@@ -73,7 +67,7 @@ class Broker:
         self._timeout_s = timeout_s
         self._allow_eviction = allow_eviction
         try:
-            self._pool = make_pool(url)
+            self._nodes = Nodes(url)
         except ValueError as error:
             raise ConfigurationError(
                 f"{self.where!r} is not the address of a Redis server: {error}",
@@ -82,11 +76,11 @@ class Broker:
 
     def wire(self) -> Wire:
         """Make a connection of its own; it opens with its first call."""
-        return Wire(self._pool, self.where, timeout_s=self._timeout_s)
+        return Wire(self._nodes, timeout_s=self._timeout_s)
 
-    def partition(self, queue: str, number: int = 0) -> Partition:
+    def partition(self, name: str) -> Partition:
         """Make the scripts of a partition, over a connection of their own."""
-        return Partition(Keys(queue, number), self.wire())
+        return Partition(Keys(name), self.wire())
 
     async def check(self) -> ServerInfo:
         """Ask the server what it is, and refuse one that would lose jobs.
@@ -98,6 +92,7 @@ class Broker:
         wire = self.wire()
         try:
             info = _parse_info(await wire.call("INFO"))
+            masters = await self._masters(wire) if info.get("cluster_enabled") == "1" else []
         except BrokerUnavailable as error:
             error.hint = f"is Redis running?  redis-cli -u {self.where} ping"
             raise
@@ -107,7 +102,25 @@ class Broker:
             raise ConfigurationError(str(error), hint="let the user run INFO") from error
         finally:
             await wire.close()
-        return self._judge(info)
+        judged = self._judge(info)
+        others = [await self._warnings_of(node) for node in masters]
+        return replace(judged, warnings=tuple(dict.fromkeys(chain(judged.warnings, *others))))
+
+    async def _warnings_of(self, node: Node) -> tuple[str, ...]:
+        """Check a master of a cluster; what lies on the others can be worked on while one is away."""
+        wire = Wire(self._nodes, node, timeout_s=self._timeout_s)
+        try:
+            return self._judge(_parse_info(await wire.call("INFO"))).warnings
+        except BrokerUnavailable as error:
+            return (f"a master of the cluster is away: {error}",)
+        finally:
+            await wire.close()
+
+    async def _masters(self, wire: Wire) -> list[Node]:
+        """Ask a node of a cluster for all masters. They are known from then on, should the one that was asked be away."""
+        slots = await wire.call("CLUSTER", "SLOTS")
+        found = [self._nodes.at(row[2][0].decode(), row[2][1], wire.node) for row in slots]
+        return list(dict.fromkeys(node for node in found if node is not None))
 
     def _judge(self, info: dict[str, str]) -> ServerInfo:
         version = info.get("redis_version", "0")
@@ -133,7 +146,7 @@ class Broker:
 
     async def close(self) -> None:
         """Close what the pool holds; connections given out are closed by those who asked for them."""
-        await self._pool.disconnect()
+        await self._nodes.close()
 
 
 def _parse_info(reply: Any) -> dict[str, str]:

@@ -10,7 +10,6 @@ See https://redis.io/docs/latest/develop/reference/protocol-spec/.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 import os
 import weakref
@@ -19,21 +18,20 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
+    from redis.asyncio.connection import Connection
+
+    from streamq.broker.nodes import Node, Nodes
     from streamq.scripts import Script
 
 __all__ = [
-    "REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "Words", "fault_of", "forget_sockets", "make_pool",
-    "packed",
+    "REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "Words", "fault_of", "forget_sockets", "packed",
 ]  # fmt: skip
 
 Arg = str | bytes | int | float
@@ -89,12 +87,12 @@ REMEDIES = (
     Remedy("NOREPLICAS", Fault.WAIT, "fewer replicas are connected than `min-replicas-to-write` asks for"),
     Remedy("MASTERDOWN", Fault.WAIT, "a replica has lost its master"),
     Remedy("TRYAGAIN", Fault.WAIT, "a slot of the cluster is being moved"),
-    Remedy("CLUSTERDOWN", Fault.WAIT, "the cluster is electing, or does not serve all slots"),
+    Remedy("ASK", Fault.WAIT, "the same, and what was asked for is not there yet"),
     Remedy("max number of clients", Fault.WAIT, "the server has as many connections as `maxclients` allows"),
     Remedy("READONLY", Fault.RECONNECT, "this server is a replica now: the master is elsewhere"),
     Remedy("UNBLOCKED", Fault.RECONNECT, "a blocked read was ended, by a failover or by a person"),
-    Remedy("MOVED", Fault.RECONNECT, "the slot is on another node of the cluster"),
-    Remedy("ASK", Fault.RECONNECT, "the slot is on its way to another node of the cluster"),
+    Remedy("CLUSTERDOWN", Fault.RECONNECT, "the cluster is electing, or this node is cut off from it: ask another"),
+    Remedy("MOVED", Fault.RECONNECT, "the slot is on another node of the cluster, which is asked at once"),
     Remedy("NOGROUP", Fault.REJOIN, "the consumer group is gone, after FLUSHALL for example"),
     Remedy("NOSCRIPT", Fault.RESEND, "the server does not know the script, after SCRIPT FLUSH or a failover"),
     Remedy("OOM", Fault.FULL, "`maxmemory` is reached"),
@@ -108,14 +106,6 @@ REMEDIES = (
 
 _BY_WORD = {remedy.sign: remedy for remedy in REMEDIES if remedy.sign and " " not in remedy.sign}
 _BY_WORDS = tuple(remedy for remedy in REMEDIES if " " in remedy.sign)
-
-
-# A connection need not name its library: that is two more commands each time, and old servers refuse them.
-_NAMELESS: dict[str, None] = (
-    {"driver_info": None}
-    if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
-    else {"lib_name": None, "lib_version": None}
-)
 
 
 class ServerRefused(StreamQError):
@@ -160,6 +150,8 @@ def _translate(message: str, where: str) -> StreamQError:
 
 _CLOCK_STEP_S = 0.002
 """An alarm may come so much too early: event loops count in milliseconds."""
+_MOST_MOVES = 3
+"""How many nodes may send a call on; more is a cluster that does not know where a slot is."""
 
 _LINES: weakref.WeakSet[_Line] = weakref.WeakSet()
 
@@ -260,6 +252,13 @@ class _Line(asyncio.Protocol):
         self._waiting.clear()
         self._connection._writer = self._connection._reader = None  # noqa: SLF001 - it must not close it again  # pyright: ignore[reportPrivateUsage]
 
+    def let_go(self) -> None:
+        """Close once everybody who waits has a reply."""
+        if self._waiting:
+            self._waiting[-1][0].add_done_callback(lambda _: self.close())
+        else:
+            self.close()
+
     def close(self) -> None:
         """Drop the connection and everybody who waits."""
         if self.is_open:
@@ -268,18 +267,25 @@ class _Line(asyncio.Protocol):
 
 
 class Wire:
-    """One connection, opened by its first call and again after it broke. Any number of calls may be under way."""
+    """One connection, opened by its first call and again after it broke. Any number of calls may be under way.
 
-    def __init__(self, pool: ConnectionPool, where: str, *, timeout_s: float = 10.0) -> None:
+    In a cluster it goes to whichever node has the slot of its keys, as the nodes tell; so it is for the keys of one
+    partition.
+    """
+
+    def __init__(self, nodes: Nodes, node: Node | None = None, *, timeout_s: float = 10.0) -> None:
         """Note how to connect.
 
         Args:
-            pool: Knows address and credentials; its connections are made here and not shared.
-            where: The address without secrets, for messages.
+            nodes: Where to go on.
+            node: Where to begin; None: at the first of them.
             timeout_s: The longest wait for any reply. A blocking command adds its own time.
         """
-        self._pool = pool
-        self._where = where
+        self._nodes = nodes
+        self.node: Node = node or nodes.first
+        """Where it leads."""
+        self._is_named = node is not None
+        """Whether this very node is meant, since a cluster has named it: others would only send us there again."""
         self._timeout_s = timeout_s
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
@@ -302,12 +308,17 @@ class Wire:
         """
         reply = await self._exchange(command, extra_s)
         if type(reply) is ErrorReply:
+            reply = await self._followed(reply, lambda: self._exchange(command, extra_s))
+        if type(reply) is ErrorReply:
             raise self._refusal(reply)
         return reply
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Run a script by its digest, and by its text once if the server does not know it."""
-        reply = await self._exchange(("EVALSHA", script.sha, len(keys), *keys, *args))
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        reply = await self._exchange(command)
+        if type(reply) is ErrorReply:
+            reply = await self._followed(reply, lambda: self._exchange(command))
         if type(reply) is ErrorReply:
             if fault_of(str(reply)) is Fault.RESEND:
                 return await self.call("EVAL", script.source, len(keys), *keys, *args)
@@ -317,6 +328,10 @@ class Wire:
     async def packed_script(self, script: Script, keys: Words, args: Words, more: Words) -> Any:
         """Run a script as `script` does, with keys and the last arguments that were packed beforehand."""
         reply = await self._said(packed(("EVALSHA", script.sha, keys.number)), keys, args, more)
+        if type(reply) is ErrorReply:
+            reply = await self._followed(
+                reply, lambda: self._said(packed(("EVALSHA", script.sha, keys.number)), keys, args, more)
+            )
         if type(reply) is ErrorReply and fault_of(str(reply)) is Fault.RESEND:
             reply = await self._said(packed(("EVAL", script.source, keys.number)), keys, args, more)
         if type(reply) is ErrorReply:
@@ -330,21 +345,49 @@ class Wire:
             BrokerUnavailable: Some replies did not come; any of the commands may have run.
             ServerRefused: One of them was refused; the others ran.
         """
+        replies = await self._exchange_all(commands, extra_s)
+        for _ in range(_MOST_MOVES):
+            moved = next((place for place, reply in enumerate(replies) if self._follow(reply)), None)
+            if moved is None:
+                break
+            # What came after it may have run where it means nothing, such as WAIT; no key of ours was touched there.
+            replies[moved:] = await self._exchange_all(commands[moved:], extra_s)
+        for reply in replies:
+            if isinstance(reply, ErrorReply):
+                raise self._refusal(reply)
+        return replies
+
+    async def _exchange_all(self, commands: Sequence[Sequence[Arg]], extra_s: float) -> list[Any]:
         packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         line = await self._open()
         futures = line.ask_all(packed, len(commands), self._timeout_s + extra_s)
         try:
-            replies = [await future for future in futures]
+            return [await future for future in futures]
         except OSError as error:
             raise self._broken(line, error) from error
         finally:
             for future in futures:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # seen: the first one that failed is told
-        for reply in replies:
-            if isinstance(reply, ErrorReply):
-                raise self._refusal(reply)
-        return replies
+
+    async def _followed(self, reply: Any, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Ask the node that a MOVED error names: what was answered with it did not run. Other replies stay."""
+        for _ in range(_MOST_MOVES):
+            if not self._follow(reply):
+                break
+            reply = await ask()
+        return reply
+
+    def _follow(self, reply: Any) -> bool:
+        """Lead to another node from now on, if the reply says so. Those who wait for the old one get their replies."""
+        if type(reply) is not ErrorReply or not (node := self._nodes.moved(str(reply), self.node)):
+            return False
+        if node is not self.node:
+            self.node, self._is_named = node, True
+            line, self._line = self._line, None
+            if line is not None:
+                line.let_go()
+        return True
 
     async def close(self) -> None:
         """Close the connection; the next call opens a new one."""
@@ -369,51 +412,54 @@ class Wire:
 
     def _broken(self, line: _Line, error: OSError) -> BrokerUnavailable:
         line.close()
-        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {error}")
+        return BrokerUnavailable(f"cannot reach Redis at {self.node.where}: {error}")
 
     async def _open(self) -> _Line:
+        """Connect to the node that a cluster has named, else to the first of all that lets us in."""
         async with self._opening:
             if self._line is not None and self._line.is_open:
                 return self._line
-            connection = cast("Connection", self._pool.make_connection())  # type: ignore[no-untyped-call]
-            try:
-                async with asyncio.timeout(self._timeout_s):  # a frozen server lets us in, and says nothing
-                    await connection.connect()  # type: ignore[no-untyped-call]
-            except (RedisError, OSError) as error:
-                await connection.disconnect(nowait=True)
-                raise self._not_opened(error) from error
-            self._line = _Line(connection)
-            return self._line
+            tries = 1 if self._is_named else self._nodes.count
+            while True:
+                tries -= 1
+                try:
+                    self._line = await self._opened()
+                except BrokerUnavailable:
+                    self.node, self._is_named = self._nodes.after(self.node), False
+                    if not tries:
+                        raise
+                else:
+                    return self._line
+
+    async def _opened(self) -> _Line:
+        connection = cast("Connection", self.node.pool.make_connection())  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self._timeout_s):  # a frozen server lets us in, and says nothing
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            await connection.disconnect(nowait=True)
+            raise self._not_opened(error) from error
+        return _Line(connection)
 
     def _not_opened(self, error: Exception) -> StreamQError:
+        where = self.node.where
         if isinstance(error, AuthenticationError):
             return ConfigurationError(
-                f"Redis at {self._where} refused the user or password: {error}",
+                f"Redis at {where} refused the user or password: {error}",
                 hint="check the user and password in REDIS_URL",
             )
         if type(error) is ResponseError:
-            return _translate(str(error), self._where)
-        hint = f"is Redis running?  redis-cli -u {self._where} ping"
+            return _translate(str(error), where)
+        hint = f"is Redis running?  redis-cli -u {where} ping"
         why = str(error) or f"no reply within {self._timeout_s:g} s"
-        return BrokerUnavailable(f"cannot reach Redis at {self._where}: {why}", hint=hint)
+        return BrokerUnavailable(f"cannot reach Redis at {where}: {why}", hint=hint)
 
     def _refusal(self, reply: ErrorReply) -> StreamQError:
         """Translate an error reply; a connection that leads to the wrong place is dropped."""
         message = str(reply)
-        if fault_of(message) is Fault.RECONNECT and self._line is not None:
-            self._line.close()
-        return _translate(message, self._where)
-
-
-def make_pool(url: str, *, connect_timeout_s: float = 5.0) -> ConnectionPool:
-    """Make the maker of connections for a URL. Its connections never repeat a command by themselves."""
-    return ConnectionPool.from_url(
-        url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,
-        socket_connect_timeout=connect_timeout_s,
-        socket_keepalive=True,
-        socket_read_size=262_144,
-        **_NAMELESS,
-    )
+        where = self.node.where
+        if fault_of(message) is Fault.RECONNECT:
+            self.node, self._is_named = self._nodes.after(self.node), False
+            if self._line is not None:
+                self._line.close()
+        return _translate(message, where)

@@ -80,7 +80,7 @@ async def _seed(settings: Settings) -> None:
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
-        for queue in settings.queues:
+        for queue in settings.partition_names:
             partition = broker.partition(queue)
             try:
                 await seed(partition, await remembered(Statuses(mongo), queue))
@@ -93,9 +93,10 @@ async def _seed(settings: Settings) -> None:
 
 def _described(queue: str, costs: Costs, counts: Counts, settings: Settings) -> dict[str, Any]:
     from streamq.clock import from_ms
+    from streamq.keys import queue_of
     from streamq.lanes import RIGHT_OF_SHARE
 
-    is_on = settings.lanes and queue not in settings.fifo_queues
+    is_on = settings.lanes and queue_of(queue) not in settings.fifo_queues
     limit_ms = settings.slow_limit_ms or costs.limit_ms
     slow = [counts.lanes[lane] for lane in counts.lanes if lane.endswith(".slow")]
     fast = [counts.lanes[lane] for lane in counts.lanes if not lane.endswith(".slow")]

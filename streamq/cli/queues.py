@@ -105,7 +105,7 @@ def pause(settings: Settings, queue: str, reason: str, for_ms: int, out: Output)
         await each.orders.pause(reason=reason, by=user_name(), until_ms=counts.now_ms + for_ms if for_ms else 0)
         return bool(each.name in known or counts.jobs or counts.workers)
 
-    if not asyncio.run(_order(settings, queue, order)):
+    if not any(asyncio.run(_order(settings, queue, order))):
         out.note(f"warning: nothing is known of a queue {queue}: no jobs, no workers; is that its name?")
     _tell(out, {"queue": queue, "state": "paused"}, f"{queue}: paused; streamq queues resume {queue} ends it")
 
@@ -120,7 +120,7 @@ def resume(settings: Settings, queue: str, out: Output) -> None:
     async def order(each: Queue, _: Collection[str]) -> bool:
         return await each.orders.resume()
 
-    was_paused = asyncio.run(_order(settings, queue, order))
+    was_paused = any(asyncio.run(_order(settings, queue, order)))
     _tell(out, {"queue": queue, "state": "running"}, f"{queue}: {'resumed' if was_paused else 'was not paused'}")
 
 
@@ -138,10 +138,14 @@ def purge(settings: Settings, queue: str, reason: str, out: Output, *, yes: bool
     back; their status says cancelled, with the reason. Pause the queue first if none of them may start meanwhile.
     """
     held = asyncio.run(_order(settings, queue, lambda each, _: each.view.counts()))
-    doomed = {"waiting": held.waiting, "scheduled": held.delayed, "blocked": held.blocked}
-    stay = {"running": held.in_flight, "dead": held.dead}
+    doomed = {
+        "waiting": sum(each.waiting for each in held),
+        "scheduled": sum(each.delayed for each in held),
+        "blocked": sum(each.blocked for each in held),
+    }
+    stay = {"running": sum(each.in_flight for each in held), "dead": sum(each.dead for each in held)}
     words = ", ".join(f"{number:,} {state}" for state, number in doomed.items())
-    out.note(f"{queue}: {words} to cancel; {held.in_flight:,} running and {held.dead:,} dead stay")
+    out.note(f"{queue}: {words} to cancel; {stay['running']:,} running and {stay['dead']:,} dead stay")
     total = sum(doomed.values())
     if is_dry or not total:
         _tell(out, {"queue": queue, **doomed, "stay": stay, "dry_run": is_dry, "purged": 0}, "nothing was changed")
@@ -152,7 +156,7 @@ def purge(settings: Settings, queue: str, reason: str, out: Output, *, yes: bool
     async def order(each: Queue, _: Collection[str]) -> int:
         return await each.orders.purge(reason=reason)
 
-    purged = asyncio.run(_order(settings, queue, order))
+    purged = sum(asyncio.run(_order(settings, queue, order)))
     _tell(
         out,
         {"queue": queue, **doomed, "stay": stay, "dry_run": False, "purged": purged},
@@ -160,12 +164,62 @@ def purge(settings: Settings, queue: str, reason: str, out: Output, *, yes: bool
     )
 
 
-async def _order(settings: Settings, name: str, order: Any) -> Any:
-    """Carry out an order to one queue, whether or not it is one of those that the settings name, which it is told."""
+@queues.command()
+@click.argument("queue")
+@click.argument("count", type=click.IntRange(1, 128))
+@setting_options("app", "dead_after_ms", "history", short=False)
+@output_options
+def divide(settings: Settings, queue: str, count: int, out: Output) -> None:
+    """Divide an empty QUEUE into COUNT partitions.
+
+    Stop its producers and workers first, and start them again with STREAMQ_PARTITIONS=COUNT, or QUEUE=COUNT in it.
+    """
+    asyncio.run(_divide(settings, queue, count))
+    _tell(out, {"queue": queue, "partitions": count}, f"{queue}: {count} partitions; set STREAMQ_PARTITIONS to match")
+
+
+async def _divide(settings: Settings, queue: str, count: int) -> None:
+    from streamq.broker.inspection import Inspection
+    from streamq.broker.server import Broker
+    from streamq.keys import partition_names
+
+    broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
+    home = broker.partition(queue)
+    try:
+        for name in partition_names(queue, await home.divided()):
+            partition = broker.partition(name)
+            try:
+                _check_empty(name, await Inspection(partition.wire, partition.keys).counts(), settings)
+            finally:
+                await partition.wire.close()
+        await home.divide(count)
+    finally:
+        await home.wire.close()
+        await broker.close()
+
+
+def _check_empty(name: str, counts: Counts, settings: Settings) -> None:
+    """Refuse to divide what would be left where nobody looks any more."""
+    held = {
+        "jobs": counts.jobs,
+        "dead letters": counts.dead,
+        "entries that the recorder has not written": counts.outbox if settings.history else 0,
+        "workers": counts.workers_alive(settings.dead_after_ms),
+    }
+    left = ", ".join(f"{number} {what}" for what, number in held.items() if number)
+    if left:
+        raise BadInput(
+            f"{name} is not empty: {left}",
+            hint="stop producers, let the workers finish, retry or delete dead letters, stop the workers; then again",
+        )
+
+
+async def _order(settings: Settings, name: str, order: Any) -> list[Any]:
+    """Carry out an order to each partition of a queue and return what came of each, whether or not it is one of those that the settings name, which it is told."""
     from streamq.cli.servers import redis
 
     async with redis(settings, queue=name) as server:
-        return await order(server.queues[0], server.settings.queues)
+        return [await order(each, server.settings.partition_names) for each in server.queues]
 
 
 def _tell(out: Output, document: dict[str, Any], text: str) -> None:

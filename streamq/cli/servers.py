@@ -10,10 +10,12 @@ from streamq.broker.inspection import Inspection
 from streamq.broker.orders import Orders
 from streamq.broker.server import Broker
 from streamq.errors import StreamQError
+from streamq.keys import partition_names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from streamq.broker.partition import Partition
     from streamq.broker.server import ServerInfo
     from streamq.broker.wire import Wire
     from streamq.keys import Keys
@@ -26,7 +28,7 @@ PATIENCE_S = 1.5
 
 
 class Queue(NamedTuple):
-    """One queue, to look into and to give orders to."""
+    """One partition, to look into and to give orders to; of a queue that is not divided, all of it."""
 
     name: str
     view: Inspection
@@ -60,18 +62,26 @@ async def redis(settings: Settings, *, queue: str | None = None) -> AsyncGenerat
     settings, max_attempts = _with_app(settings)
     broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
     probe = Broker(settings.redis_url, allow_eviction=settings.allow_eviction, timeout_s=PATIENCE_S)
-    wire = broker.wire()
+    views: list[Queue] = []
     try:
         server = await probe.check()
-        keys = {name: broker.partition(name).keys for name in ([queue] if queue else settings.queues)}
-        views = [
-            Queue(name, Inspection(wire, each), _orders(wire, each, settings), wire) for name, each in keys.items()
-        ]
+        for name in (queue,) if queue else settings.queues:
+            count = settings.partitions_of(name)
+            partitions = [broker.partition(each) for each in partition_names(name, count)]
+            views += [_view(partition, settings) for partition in partitions]
+            await partitions[0].agree(count, looks=True)
         yield Redis(server, views, settings, max_attempts)
     finally:
-        await wire.close()
+        for view in views:
+            await view.wire.close()
         await probe.close()
         await broker.close()
+
+
+def _view(partition: Partition, settings: Settings) -> Queue:
+    """Look into a partition over a connection of its own, for it may lie on a server of its own."""
+    keys, wire = partition.keys, partition.wire
+    return Queue(keys.queue, Inspection(wire, keys), _orders(wire, keys, settings), wire)
 
 
 def _orders(wire: Wire, keys: Keys, settings: Settings) -> Orders:

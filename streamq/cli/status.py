@@ -96,6 +96,7 @@ async def _schedules(settings: Settings, *, has_mongodb: bool) -> list[dict[str,
     """Say of each schedule of the application how far it is, also when no cron process is left to say so."""
     from streamq.broker.fanout import FanOuts
     from streamq.broker.server import Broker
+    from streamq.keys import partition_names
     from streamq.loading import load_with_settings
     from streamq.schedules.book import every_schedule
     from streamq.schedules.condition import look
@@ -110,11 +111,14 @@ async def _schedules(settings: Settings, *, has_mongodb: bool) -> list[dict[str,
         if listed.schedule is None:
             told.append({"schedule": listed.name, "verdict": listed.error, "alarms": [listed.error]})
             continue
-        partition = broker.partition(listed.schedule.entry.handler.queue)
+        queue = listed.schedule.entry.handler.queue
+        names = partition_names(queue, settings.partitions_of(queue))
+        partitions = [broker.partition(name) for name in names]
         try:
-            condition = await look(listed, FanOuts(partition))
+            condition = await look(listed, FanOuts(partitions[0], partitions[1:]))
         finally:
-            await partition.wire.close()
+            for partition in partitions:
+                await partition.wire.close()
         if condition is not None:
             told.append(_described_condition(condition))
     await broker.close()
@@ -240,7 +244,7 @@ async def _compared(settings: Settings, *, repair: bool) -> list[_Finding]:
     findings: list[_Finding] = []
     if changes := await schema_changes(settings):
         findings.append(_Finding("WARN", "schema", f"{changes} changes are to do", "streamq migrate shows them"))
-    for queue in settings.queues:
+    for queue in settings.partition_names:
         try:
             found = await reconciled(settings, queue, repair=repair)
         except StreamQError as error:

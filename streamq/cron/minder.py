@@ -18,7 +18,7 @@ from streamq.cron.overlap import cancel_earlier, earlier_lives
 from streamq.errors import ConfigurationError, HistoryUnavailable
 from streamq.logs import event
 from streamq.meters import fired_field, missed_field
-from streamq.schedules.fanout import Desk, FanOut
+from streamq.schedules.divided import Divided, fan_out
 from streamq.schedules.firing import tell_finished
 from streamq.schedules.pages import PageFailed
 from streamq.schedules.patience import Stopped
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from streamq.broker.fanout import FanOutRecord, FanOutState
     from streamq.schedules.book import Pause
+    from streamq.schedules.fanout import Desk, FanOut
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.schedules.shadow import Shadow
 
@@ -182,7 +183,7 @@ class Minder:
         """Enqueue what is left of an occurrence, or wait for another process to do it. A failure is tried again later."""
         if self._failures.get(occurrence, (0, 0.0))[1] > time.monotonic():
             return
-        fanout = FanOut(self.schedule, occurrence, self._desk, on_progress=self._moved)
+        fanout = fan_out(self.schedule, occurrence, self._desk, on_progress=self._moved)
         try:
             async with self._leading(occurrence) as leads:
                 if leads and await self._may_begin(occurrence, fanout):
@@ -199,7 +200,7 @@ class Minder:
         if self._desk.stop.is_set():
             raise Stopped
 
-    async def _may_begin(self, occurrence: Occurrence, fanout: FanOut) -> bool:
+    async def _may_begin(self, occurrence: Occurrence, fanout: FanOut | Divided) -> bool:
         """Apply the overlap policy to an occurrence that is not begun yet."""
         overlap = self.schedule.entry.overlap
         if overlap == "queue":
@@ -235,7 +236,7 @@ class Minder:
         )
 
     async def _give_up(self, occurrence: Occurrence) -> None:
-        state = await FanOut(self.schedule, occurrence, self._desk).give_up()
+        state = await fan_out(self.schedule, occurrence, self._desk).give_up()
         self._tell(
             "cron.missed", logging.WARNING, occurrence, policy=self.schedule.entry.misfire, enqueued=state.users,
             why="the fan-out was not finished before its deadline",

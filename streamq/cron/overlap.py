@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,8 +24,9 @@ _LONGEST_WAIT_S = 60.0
 
 async def earlier_lives(desk: Desk, occurrence: Occurrence) -> bool:
     """Tell whether a job of an earlier occurrence of the schedule waits or runs."""
-    async for _ in _earlier(desk, occurrence):
-        return True
+    for share in desk.shares():
+        async for _ in _earlier(share, occurrence):
+            return True
     return False
 
 
@@ -33,6 +35,10 @@ async def cancel_earlier(desk: Desk, occurrence: Occurrence) -> int:
 
     A user whose job still ran would have its dedup key, and so no job of this occurrence.
     """
+    return sum(await asyncio.gather(*(_cancel_earlier(share, occurrence) for share in desk.shares())))
+
+
+async def _cancel_earlier(desk: Desk, occurrence: Occurrence) -> int:
     settings = desk.settings
     outbox_max = settings.outbox_max if settings.history else 0
     orders = Orders(desk.partition.wire, desk.partition.keys, outbox_max=outbox_max)

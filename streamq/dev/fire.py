@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamq.schedules.desks import desks
-from streamq.schedules.fanout import FanOut
+from streamq.schedules.divided import fan_out
 from streamq.schedules.firing import current
 from streamq.schedules.occurrence import Occurrence, checked
 
@@ -67,7 +67,7 @@ async def fire(entry: CronEntry, settings: Settings) -> Fired:
         desk = bureau.desk(entry.handler.queue)
         await desk.observe()
         occurrence = _Extra(entry.name, current(schedule, desk.now_ms()).fire_ms, secrets.token_hex(3))
-        state = await FanOut(schedule, occurrence, desk).run()
+        state = await fan_out(schedule, occurrence, desk).run()
     return Fired(occurrence.name, tuple(users), state.duplicates, state.refused)
 
 

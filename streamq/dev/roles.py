@@ -40,6 +40,7 @@ def _found(settings: Settings, servers: Servers) -> dict[str, str]:
         "STREAMQ_API_PORT": str(settings.api_port),
         "STREAMQ_API_TOKEN": settings.api_token,
         "STREAMQ_QUEUES": ",".join(settings.queues),
+        "STREAMQ_PARTITIONS": ",".join(settings.partitions),
     }
     if "redis" in servers.embedded:
         found["STREAMQ_REDIS_URL"] = settings.redis_url

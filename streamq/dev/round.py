@@ -16,7 +16,7 @@ from streamq.codec import decode_envelope
 from streamq.dev.fire import fire
 from streamq.dev.report import ENDED, Ended, Report, first_of_each
 from streamq.errors import Unavailable
-from streamq.keys import Keys
+from streamq.keys import Keys, partition_names
 from streamq.mongo import Mongo, Statuses
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Round:
         self._statuses = Statuses(self._mongo)
         self._broker = Broker(settings.redis_url, allow_eviction=settings.allow_eviction)
         self._wire = self._broker.wire()
-        self._view = Inspection(self._wire, Keys(entry.handler.queue))
+        queue = entry.handler.queue
+        self._partitions = partition_names(queue, settings.partitions_of(queue))
+        self._views = [Inspection(self._wire, Keys(name)) for name in self._partitions]
         self.done = 0
         """How many users' jobs have ended so far."""
 
@@ -71,7 +73,7 @@ class Round:
             clicks: Whether some users ask again at once.
         """
         begun_s = time.monotonic()
-        fired_ms = (await self._view.counts()).now_ms
+        fired_ms = (await self._views[0].counts()).now_ms
         fired = await fire(self._entry, self._app.settings)
         users = self._users if self._users is not None else dict.fromkeys(fired.users, "all")
         answers = await self._click(len(users)) if clicks else []
@@ -91,13 +93,13 @@ class Round:
         """Enqueue again for those at the end of the queue, whose jobs will still be waiting."""
         most = min(max(1, round(users * _CLICK_SHARE)), _MOST_CLICKS)
         handler = self._app.handler_named(self._entry.handler.name)
-        waiting = [decode_envelope(entry.envelope) for entry in await self._view.newest(most)]
+        waiting = [decode_envelope(entry.envelope) for view in self._views for entry in await view.newest(most)][:most]
         return [await handler.enqueue(*job.args) for job in waiting if job.handler == self._entry.handler.name]
 
     def _query(self, fired_ms: int) -> dict[str, Any]:
         """Say which jobs count: also one of an earlier occurrence that this one found waiting."""
         return {
-            "queue": self._entry.handler.queue,
+            "queue": {"$in": list(self._partitions)},
             "state": {"$in": ENDED},
             "handler": self._entry.handler.name,
             "finished_at": {"$gte": from_ms(fired_ms)},
@@ -130,5 +132,5 @@ class Round:
 
     async def _has_nothing_left(self) -> bool:
         """Whether the queue holds no job, and the history has caught up with it."""
-        counts = await self._view.counts()
-        return counts.jobs == 0 and counts.outbox == 0
+        counts = [await view.counts() for view in self._views]
+        return all(each.jobs == 0 and each.outbox == 0 for each in counts)

@@ -22,7 +22,7 @@ from streamq.broker.outbox import Lag, Outbox, OutboxEntry
 from streamq.broker.server import Broker
 from streamq.broker.wire import ServerRefused
 from streamq.errors import ConfigurationError, QueueFull, StreamQError, Unavailable
-from streamq.keys import Keys
+from streamq.keys import Keys, queue_of
 from streamq.mongo import Ledger, Mongo, Statuses, StatusWrite
 from streamq.parentlink import ParentLink
 from streamq.probes import keep_reporting, serving
@@ -299,10 +299,10 @@ async def run(
 
 async def _seed(settings: Settings, broker: Broker, statuses: Statuses) -> None:
     """Let queues that know nothing of run times start with what the history tells. Nobody waits for it in vain."""
-    for queue in settings.queues:
+    for queue in settings.partition_names:
         partition = broker.partition(queue)
         try:
-            if queue not in settings.fifo_queues and not await partition.learn():
+            if queue_of(queue) not in settings.fifo_queues and not await partition.learn():
                 limit_ms, slow = await seed(partition, await remembered(statuses, queue))
                 logs.event(_log, logging.INFO, "lanes.seeded", queue=queue, limit_ms=limit_ms, slow_users=slow)
         except (Unavailable, QueueFull, ServerRefused) as error:
@@ -317,7 +317,7 @@ async def _record_all(
     statuses, ledger = Statuses(mongo), Ledger(mongo)
     try:
         async with asyncio.TaskGroup() as tasks:
-            for queue in settings.queues:
+            for queue in settings.partition_names:
                 recorder = Recorder(broker, statuses, Keys(queue), settings, standing)
                 tasks.create_task(recorder.run(stop))
                 reconciler = Reconciler(broker.partition(queue), statuses, ledger, settings)

@@ -7,10 +7,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamq.broker.fanout import FanOuts
 from streamq.broker.server import Broker
 from streamq.clock import ServerClock
 from streamq.errors import ConfigurationError
+from streamq.keys import partition_names
 from streamq.logs import event
 from streamq.schedules.fanout import Desk
 from streamq.schedules.occurrence import Schedule, schedules_of
@@ -67,23 +70,32 @@ class Bureau:
         return self._desks[queue]
 
     def _new_desk(self, queue: str) -> Desk:
-        partition = self._broker.partition(queue)
-        fanouts = FanOuts(partition)
+        count = self._settings.partitions_of(queue)
+        partition, *others = [self._broker.partition(name) for name in partition_names(queue, count)]
+        fanouts = FanOuts(partition, others)
         clock = ServerClock()
+        agreed = False
 
         async def observe() -> None:
+            nonlocal agreed
+            if not agreed:
+                await partition.agree(count)
+                agreed = True
             server_ms = await fanouts.server_ms()
             clock.observe(server_ms, time.monotonic())
 
+        settings = msgspec.structs.replace(self._settings, max_depth=-(-self._settings.max_depth // count))
         return Desk(
-            partition, fanouts, self._settings, self.patience, self._stop,
+            partition, fanouts, settings, self.patience, self._stop,
             now_ms=self._own_clock or (lambda: clock.at(time.monotonic())), observe=observe, phase=lambda: self.phase,
+            divided=(partition, *others) if others else (),
         )  # fmt: skip
 
     async def close(self) -> None:
         """Close every connection."""
         for desk in self._desks.values():
-            await desk.partition.wire.close()
+            for share in desk.shares():
+                await share.partition.wire.close()
         await self._broker.close()
 
 

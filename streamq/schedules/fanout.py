@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 from dataclasses import dataclass
@@ -26,12 +27,12 @@ from streamq.schedules.patience import Patience, Stopped
 from streamq.schedules.phase import ALL, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.settings import Settings
 
-__all__ = ["Desk", "FanOut"]
+__all__ = ["WHOLE", "Desk", "FanOut", "Part"]
 
 _log = logging.getLogger("streamq.cron")
 
@@ -51,12 +52,49 @@ class Desk:
     """Asks the server for its time."""
     phase: Callable[[], Phase] = lambda: ALL
     """Which users are streamq's, now."""
+    divided: Sequence[Partition] = ()
+    """All partitions of a queue that has several; the desk is that of the first."""
+
+    def shares(self) -> list[Desk]:
+        """Return a desk for each partition; this one if the queue is not divided."""
+        if not self.divided:
+            return [self]
+        return [
+            dataclasses.replace(self, partition=partition, fanouts=FanOuts(partition), divided=())
+            for partition in self.divided
+        ]
 
     @property
     def call_size(self) -> int:
         """How many jobs go into one call: small enough to find room in a queue that may hold only so many."""
         most = self.settings.max_depth
         return min(BATCH, max(1, most // 4)) if most else BATCH
+
+
+async def _at_once() -> None:
+    """Wait for nothing."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The users of an occurrence that one fan-out makes jobs for."""
+
+    admits: Callable[[object], bool] | None = None
+    """Tells by a user's id; None: all of them."""
+    tells_refused: bool = True
+    """Whether users that cannot have a job are counted here."""
+    before_end: Callable[[], Awaitable[None]] = _at_once
+    """Waited for before the end is stored; raises to have it not stored."""
+
+    def filter(self, other: Callable[[object], bool] | None) -> Callable[[object], bool] | None:
+        """Return what admits whom both admit; None: everybody."""
+        mine = self.admits
+        if mine is None or other is None:
+            return mine or other
+        return lambda user: mine(user) and other(user)
+
+
+WHOLE = Part()
 
 
 @dataclass(slots=True)
@@ -80,14 +118,16 @@ class FanOut:
         desk: Desk,
         *,
         on_progress: Callable[[FanOutState], object] | None = None,
+        part: Part = WHOLE,
     ) -> None:
         """Prepare; nothing is read or written yet.
 
         Args:
             schedule: What to enqueue.
             occurrence: For which of its fire times.
-            desk: The queue's connection, and how to wait.
+            desk: The partition's connection, and how to wait.
             on_progress: Told of the state after each call.
+            part: Which of the users belong to this partition.
         """
         self.state = FanOutState()
         """As far as this process knows. `end` is empty while there is something left."""
@@ -99,6 +139,7 @@ class FanOut:
         self._occurrence = occurrence
         self._desk = desk
         self._on_progress = on_progress
+        self._part = part
         self._run = secrets.token_hex(4)
         self._number = 0
         self._keep_ms = schedule.keep_ms(occurrence)
@@ -115,7 +156,8 @@ class FanOut:
         """
         pages = Pages(
             self._schedule, self._occurrence, self._desk.fanouts, self._desk.patience,
-            largest=self._desk.call_size, admits=self._desk.phase().filter, by_cost=self._has_lanes,
+            largest=self._desk.call_size, admits=self._part.filter(self._desk.phase().filter),
+            tells_refused=self._part.tells_refused, by_cost=self._has_lanes,
         )  # fmt: skip
         try:
             await self._begin()
@@ -182,6 +224,7 @@ class FanOut:
     async def _prepared(self, pages: Pages, state: FanOutState) -> _Call:
         """Make the call that follows a state; after the last one there is nothing but its end again."""
         if state.is_at_end or state.end:
+            await self._part.before_end()
             return _Call(msgspec.structs.replace(state, count=0, end="done"))
         page, place = await pages.at(state)
         users = page.users[place : place + self._desk.call_size]

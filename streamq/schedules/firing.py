@@ -13,7 +13,7 @@ from streamq.errors import ConfigurationError
 from streamq.logs import event
 from streamq.schedules.book import resolve
 from streamq.schedules.desks import desks
-from streamq.schedules.fanout import Desk, FanOut
+from streamq.schedules.divided import fan_out
 from streamq.schedules.patience import Stopped
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from streamq.app import StreamQ
     from streamq.broker.fanout import FanOutState
+    from streamq.schedules.fanout import Desk
     from streamq.schedules.occurrence import Occurrence, Schedule
     from streamq.schedules.phase import Phase
     from streamq.settings import Settings
@@ -128,7 +129,7 @@ async def _fire_one(
     schedule: Schedule, desk: Desk, on_progress: Callable[[Occurrence, FanOutState], object] | None
 ) -> Fired:
     occurrence = current(schedule, desk.now_ms())
-    fanout = FanOut(
+    fanout = fan_out(
         schedule, occurrence, desk, on_progress=(lambda state: on_progress(occurrence, state)) if on_progress else None
     )
     state = await fanout.run()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.broker.partition import CallRepeated
 from streamq.errors import BadInput
+from streamq.keys import partition_for, queue_of
 from streamq.schedules.book import resolve
 from streamq.schedules.desks import desks
 from streamq.schedules.firing import current, fire_now
 from streamq.schedules.jobs import JobMaker
-from streamq.schedules.pages import plain_user
+from streamq.schedules.pages import id_of, plain_user
 from streamq.schedules.userfile import BadLines, read_users
 
 if TYPE_CHECKING:
@@ -111,11 +112,24 @@ async def _enqueued(
 ) -> Enqueued:
     producer = f"manual:{schedule.name}:{secrets.token_hex(8)}"
     results: list[str] = []
-    for number, start in enumerate(range(0, len(users), desk.call_size), 1):
-        jobs, _ = maker.make(users[start : start + desk.call_size], desk.now_ms())
-        results += await _call(desk, producer, number, jobs)
+    for share, theirs in _divided(desk, users):
+        for number, start in enumerate(range(0, len(theirs), desk.call_size), 1):
+            jobs, _ = maker.make(theirs[start : start + desk.call_size], desk.now_ms())
+            results += await _call(share, producer, number, jobs)
     duplicates = sum(1 for result in results if result[0] in "dr")
     return Enqueued(occurrence, results.count("n"), duplicates, results.count("p"))
+
+
+def _divided(desk: Desk, users: list[User]) -> list[tuple[Desk, list[User]]]:
+    """Give each partition its users."""
+    shares = desk.shares()
+    if len(shares) == 1:
+        return [(desk, users)]
+    queue = queue_of(desk.partition.keys.queue)
+    theirs: dict[str, list[User]] = {share.partition.keys.queue: [] for share in shares}
+    for user in users:
+        theirs[partition_for(queue, str(id_of(user)), len(shares))].append(user)
+    return [(share, theirs[share.partition.keys.queue]) for share in shares]
 
 
 async def _call(desk: Desk, producer: str, number: int, jobs: list[NewJob]) -> Sequence[str]:

@@ -62,6 +62,7 @@ class Pages:
         largest: int,
         admits: Callable[[object], bool] | None = None,
         by_cost: bool = False,
+        tells_refused: bool = True,
     ) -> None:
         """Prepare to read.
 
@@ -73,6 +74,7 @@ class Pages:
             largest: The most users that one call takes.
             admits: Which users count; None: all. The others are left out of their pages.
             by_cost: Whether users who are known as slow come first in their page, the slowest before all others.
+            tells_refused: Whether users that cannot have a job stay in their pages.
         """
         self._schedule = schedule
         self._occurrence = occurrence
@@ -82,6 +84,7 @@ class Pages:
         self._admits = admits
         self._by_cost = by_cost
         self._means: Mapping[str, int] | None = None
+        self._tells_refused = tells_refused
         self._keep_ms = schedule.keep_ms(occurrence)
         self._reading: dict[str | None, asyncio.Task[Page]] = {}
 
@@ -129,9 +132,9 @@ class Pages:
     async def _fetch(self, cursor: str | None) -> Page:
         page = self._checked(await self._called(cursor), cursor)
         if self._admits is not None:
-            page = Page(
-                [user for user in page.users if isinstance(user, dict) or self._admits(id_of(user))], page.following
-            )
+            admits, tells = self._admits, self._tells_refused
+            users = [user for user in page.users if (tells if isinstance(user, dict) else admits(id_of(user)))]
+            page = Page(users, page.following)
         if len(page.users) <= self._largest:
             return page
         await self._put_slow_ones_first(page.users)
@@ -158,10 +161,7 @@ class Pages:
         limit = asyncio.timeout(limit_s)
         try:
             async with limit:
-                if _is_async(entry.page):
-                    return await entry.page(cursor)
-                given = await _in_thread(entry.page, cursor)
-                return await given if inspect.isawaitable(given) else given
+                return await called(entry.page, cursor)
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self._failure(cursor, f"gave nothing within {limit_s:g} s") from None
@@ -204,6 +204,14 @@ class Pages:
             )
         pages = state.pages + 1
         return page.following if pages & (pages - 1) == 0 else state.anchor
+
+
+async def called(page: Callable[[str | None], Any], cursor: str | None) -> Any:
+    """Call a page function, whichever kind it is."""
+    if _is_async(page):
+        return await page(cursor)
+    given = await _in_thread(page, cursor)
+    return await given if inspect.isawaitable(given) else given
 
 
 def _is_async(function: Callable[[str | None], Any]) -> bool:

@@ -8,14 +8,36 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-__all__ = ["fault_of_mongodb_url", "fault_of_redis_url", "redis_url", "with_credentials"]
+__all__ = ["fault_of_mongodb_url", "fault_of_redis_url", "hosts_apart", "redis_url", "with_credentials"]
 
 _ESCAPE = "characters such as / ? # @ : in a password must be percent-encoded"
 _MONGODB_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
 def fault_of_redis_url(url: str) -> str:
-    """Say what is wrong with an address of Redis; nothing if it can be one."""
+    """Say what is wrong with an address of Redis; nothing if it can be one.
+
+    It may name several nodes of a cluster, separated by commas.
+    """
+    faults = [_fault_of_one(each) for each in hosts_apart(url)]
+    database = urlsplit(url).path.strip("/") if len(faults) > 1 and not any(faults) else ""
+    if database not in ("", "0"):
+        return "database 0, which is the only one of a cluster, after several hosts"
+    return next((fault for fault in faults if fault), "")
+
+
+def hosts_apart(url: str) -> list[str]:
+    """Take an address that names several hosts apart: one address for each."""
+    scheme, slashes, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    credentials, at, hosts = authority.rpartition("@")
+    if scheme == "unix" or "," not in hosts:
+        return [url]
+    after = rest[len(authority) :]
+    return [f"{scheme}{slashes}{credentials}{at}{host}{after}" for host in hosts.split(",")]
+
+
+def _fault_of_one(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, cast, get_args
 import msgspec
 from msgspec import Meta, inspect
 
+from streamq.keys import partition_names
 from streamq.logs import LogFormat, LogLevel, masked
 
 __all__ = ["PREFIX", "REDIS_PARTS", "SETTINGS", "Row", "Settings", "Spec", "describe", "shown", "spec"]
@@ -17,6 +18,8 @@ __all__ = ["PREFIX", "REDIS_PARTS", "SETTINGS", "Row", "Settings", "Spec", "desc
 PREFIX = "STREAMQ_"
 
 _QUEUE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+_PARTITIONS = r"^([A-Za-z0-9_.-]{1,64}=)?([1-9]|[1-9][0-9]|1[01][0-9]|12[0-8])$"
+_UNDIVIDED = ("1",)
 _DATABASE_NAME = r'^[^/\\. "$\x00]{1,63}$'
 _ORIGIN = r"^https?://[^/\s*,]+$"
 _HOST_ALONE = r"^([^\s/@:]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
@@ -82,6 +85,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             expected="names separated by commas, each of 1 to 64 letters, digits, '_', '.' or '-'",
         ),
     ] = ("default",)
+    partitions: Annotated[
+        tuple[Annotated[str, Meta(pattern=_PARTITIONS)], ...],
+        _about(
+            "over how many partitions queues are spread; of one queue as NAME=4",
+            expected="numbers from 1 to 128 separated by commas, each for all queues or for one: 1, or 2,users=4",
+        ),
+    ] = _UNDIVIDED
     lease_ms: Annotated[int, _about("how long a delivery stays its worker's without being renewed", ge=1)] = 60_000
     dead_after_ms: Annotated[int, _about("silence after which a worker is given up", ge=1)] = 5_000
     beat_ms: Annotated[int, _about("time between two signs of life of a worker", ge=1)] = 1_000
@@ -183,6 +193,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Setting to where its value came from, in the user's own words; empty for a value made without `load`."""
     warnings: tuple[str, ...] = ()
     """What was given and not used, a sentence each."""
+
+    def partitions_of(self, queue: str) -> int:
+        """Return how many partitions a queue has: as said of it, else as said of all queues."""
+        if self.partitions == _UNDIVIDED:
+            return 1
+        said = {name: number for name, _, number in (each.rpartition("=") for each in self.partitions)}
+        return int(said.get(queue) or said.get("") or 1)
+
+    @property
+    def partition_names(self) -> tuple[str, ...]:
+        """The partitions of all queues; the only one of a queue is named as the queue."""
+        return tuple(name for queue in self.queues for name in partition_names(queue, self.partitions_of(queue)))
 
     def __repr__(self) -> str:
         told = (f"{row.name}={row.value!r}" for row in describe(self) if row.source != "default")

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from streamq.broker.partition import BATCH
+from streamq.keys import queue_of
 from streamq.lanes import BINS, LEAST_SLOW_MS, RUN_BINS, Learned, cost_field, hint_bin, run_bin
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Costs:
     """What is known and what is new."""
 
     def __init__(self, settings: Settings, queue: str) -> None:
-        self.is_on = settings.lanes and queue not in settings.fifo_queues
+        self.is_on = settings.lanes and queue_of(queue) not in settings.fifo_queues
         self._fixed_ms = settings.slow_limit_ms or None
         self._cut: int | None = None
         self._has_asked = False

@@ -70,6 +70,8 @@ class Pump:
         """Handlers (`h:..`) and user keys (`k:..`) that are blocked; nearly always empty."""
         self.reserved = 0
         """Slots promised to what is being read just now."""
+        self.served = 0
+        """The number of its last turn among several pumps."""
         self.consumer = ""
         self.failure: Exception | None = None
         """Why Redis cannot be reached, while it cannot."""
@@ -246,14 +248,19 @@ class Pump:
             return True
         if self._next_due_at and now >= self._next_due_at:
             return True
-        return self._hungry and not self._paused and self._slots.room() > 0
+        return self._hungry and not self._paused and self._slots.share(self) > 0
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether it would read if there were room; not while it does."""
+        return self._hungry and not self._paused and not self.reserved and bool(self.consumer) and self.failure is None
 
     async def _turn(self) -> None:
         """Say what happened and get what there is: one round trip."""
         is_beat = self._loop.time() >= self._next_beat_at
         items, report = self._report()
         self._saying = len(items)
-        want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.room())
+        want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.share(self))
         self.reserved += want
         sent_at = self._loop.time()
         self._unheard_since = self._unheard_since or sent_at
@@ -279,6 +286,8 @@ class Pump:
         if report.renewed:
             self._slots.renewed(self, report.renewed, sent_at)
         self._take(reply, want)
+        if len(self._slots.pumps) > 1:
+            self._slots.served(self)
         if is_beat:
             await self._learn()
             if self._has_strays:

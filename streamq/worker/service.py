@@ -23,6 +23,7 @@ from streamq.broker.server import Broker
 from streamq.broker.wire import ServerRefused
 from streamq.clock import now_ms
 from streamq.errors import BrokerUnavailable, ConfigurationError
+from streamq.keys import partition_names
 from streamq.leases import Pulse
 from streamq.logs import event, worker_started
 from streamq.parentlink import SAME_ORDER_S, ParentLink
@@ -131,6 +132,7 @@ class Worker:
         """
         worker_started(log, self.name, self.settings.worker_concurrency)
         await self._check_server()
+        await self._check_partitions()
         async with self.app.registry.alive():
             slots = await self._work()
         outcomes: dict[str, Any] = dict(slots.counters)
@@ -149,7 +151,7 @@ class Worker:
         slots.on_stuck = self._recycle
         if not self.settings.background_jobs_enabled:
             self.quiet()
-        slots.pumps = [Pump(self._broker, queue, slots, name=self._unique) for queue in self.settings.queues]
+        slots.pumps = [Pump(self._broker, each, slots, name=self._unique) for each in self.settings.partition_names]
         self._link = ParentLink.open()
         self._check_memory()
         if not self._link.present:
@@ -193,6 +195,27 @@ class Worker:
                 for warning in info.warnings:
                     event(log, logging.WARNING, "redis.warning", warning)
                 return
+
+    async def _check_partitions(self) -> None:
+        """Refuse a queue that is divided otherwise than the settings say, and a limit that cannot be kept over partitions."""
+        for queue in self.settings.queues:
+            count = self.settings.partitions_of(queue)
+            if count > 1:
+                self._check_limits(queue)
+            home = self._broker.partition(partition_names(queue, count)[0])
+            try:
+                await home.agree(count)
+            finally:
+                await home.wire.close()
+
+    def _check_limits(self, queue: str) -> None:
+        for spec in self.app.registry:
+            if spec.queue == queue and (spec.concurrency or spec.rate):
+                raise ConfigurationError(
+                    f"handler {spec.name!r} has a limit over all its jobs, and its queue {queue!r} is divided: each "
+                    "partition counts for itself",
+                    hint="give the handler a queue that is not divided, or limits per user key",
+                )
 
     def _check_memory(self) -> None:
         """Refuse a limit that every worker would be above before its first job."""
@@ -274,7 +297,7 @@ class Worker:
             slots.stop_overdue()
             if self._draining.is_set():
                 continue
-            silent_s = asyncio.get_running_loop().time() - min(max(pump.last_good, began) for pump in slots.pumps)
+            silent_s = asyncio.get_running_loop().time() - _heard_at(slots.pumps, began)
             if silent_s > SILENCE_LIMIT_S:
                 self._give_up(silent_s)
             elif 0 < self._most_jobs <= (ended := _ended(slots)):
@@ -437,6 +460,16 @@ class Worker:
         await asyncio.gather(*(pump.leave() for pump in slots.pumps))
         if self._link is not None:
             self._link.bye()
+
+
+def _heard_at(pumps: list[Pump], began: float) -> float:
+    """Return when Redis was heard last, on the loop's clock.
+
+    A node of a cluster that is known to be away is no reason to end while others are there: a new process would not
+    reach it either.
+    """
+    last = [max(pump.last_good, began) for pump in pumps if pump.failure is None]
+    return min(last) if last else max(max(pump.last_good, began) for pump in pumps)
 
 
 def _ended(slots: Slots) -> int:

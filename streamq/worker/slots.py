@@ -84,7 +84,8 @@ class Slots:
         """Slots that have a task."""
         self._alone = False
         """Whether a suspect runs, and nothing else may."""
-        self._turn = 0
+        self._turn = self._served = 0
+        """How many jobs were taken, and how many turns pumps have had, where there are several."""
         self._starting = 0
         """Slots that have a task which has not begun."""
         self._loop = asyncio.get_running_loop()
@@ -118,6 +119,31 @@ class Slots:
                 return 0
             held += len(pump.buffer) + pump.reserved
         return max(0, self._capacity + self._lent() + self._ahead() - held)
+
+    def share(self, pump: Pump) -> int:
+        """Return how many jobs a pump may ask for now: of the room, its part beside the others that are hungry.
+
+        Who was served longest ago comes first, so that with a single free slot each has its turn.
+        """
+        room = self.room()
+        if room == 0 or len(self.pumps) == 1:
+            return room
+        rivals = [each for each in self.pumps if each.is_hungry and each is not pump]
+        ahead = sum(each.served < pump.served for each in rivals)
+        return max(0, -(-(room - ahead) // (len(rivals) + 1)))
+
+    def served(self, pump: Pump) -> None:
+        """Note that a pump has had its turn; the others look whether it is theirs."""
+        self._served += 1
+        pump.served = self._served
+        self._wake_hungry()
+
+    def _wake_hungry(self) -> None:
+        """Have the pumps look whether there is room for what they may find, where there are several."""
+        if len(self.pumps) > 1:
+            for pump in self.pumps:
+                if pump.is_hungry:
+                    pump.wake()
 
     def _lent(self) -> int:
         """Return how many more jobs may run because others turned out to be slow.
@@ -305,6 +331,7 @@ class Slots:
             self._active -= 1
             self._alone = False
             self.fill()
+            self._wake_hungry()
 
     def _may_start(self) -> bool:
         return self._active < self._capacity or self._active < self._capacity + self._lent()

@@ -34,6 +34,7 @@ REPORT = Report(
 )
 
 CALLS = {
+    "agree": lambda p: p.agree(3),
     "add": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", 0, "k"), NewJob("b", 2, b"{}", 0, "l")]),
     "append": lambda p: p.append("me", 1, NewJob("a", 2, b"{}", whose="-h|ada")),
     "beat": lambda p: p.beat(["w1", "w2"]),

@@ -184,8 +184,7 @@ async def test_a_process_that_ends_does_not_wait_for_its_listeners(hearing, hand
 
 async def test_entries_that_were_deleted_unread_are_noticed(hand):
     """Then nobody can say what was missed."""
-    wire = hand.broker.wire()
-    feed = Feed(wire, {"q": hand.keys})
+    feed = Feed(hand.broker.wire, {"q": hand.keys})
     await hand.finish(("before", hand.record()))
     await feed.start()
     assert await feed.read(limit=9, block_ms=1) == []
@@ -199,7 +198,7 @@ async def test_entries_that_were_deleted_unread_are_noticed(hand):
     ((name, entry),) = await feed.read(limit=9, block_ms=1)
     assert (name, entry.records[0][0]) == ("q", "a")
     assert not await feed.has_gap()
-    await wire.close()
+    await feed.close()
 
 
 # One job

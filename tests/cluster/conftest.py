@@ -1,0 +1,169 @@
+"""A cluster of three masters without replicas, on ports of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.retry import Retry
+
+from streamq import StreamQ, embedded
+from streamq.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SLOTS = 16_384
+NODE_TIMEOUT_MS = 1_000
+PARTITIONS = 6
+"""Those of the queue `default` lie on all three masters."""
+
+
+class Cluster:
+    """Three servers, each with a third of the slots."""
+
+    def __init__(self, directory: Path) -> None:
+        settings = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+            "cluster-require-full-coverage": "no",
+            "enable-debug-command": "local",
+        }
+        binary = os.environ.get("STREAMQ_TEST_REDIS")
+        self.servers = [
+            embedded.RedisServer(directory / f"node-{number}", binary=binary, settings=settings) for number in range(3)
+        ]
+
+    def start(self) -> None:
+        """Start the servers and make them one."""
+        self.servers[0].start()
+        for server in self.servers[1:]:
+            server.password = self.servers[0].password
+            server.start()
+        bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
+        for server, (first, end) in zip(self.servers, itertools.pairwise(bounds), strict=True):
+            self.ask(server, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        self.wait_until_whole()
+
+    def stop(self) -> None:
+        """Stop the servers."""
+        for server in self.servers:
+            server.stop()
+
+    @property
+    def url(self) -> str:
+        """The address of the cluster by all its nodes."""
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+        return f"redis://:{self.servers[0].password}@{hosts}/0"
+
+    def url_of(self, *places: int) -> str:
+        """The address of the cluster by some of its nodes."""
+        hosts = ",".join(f"127.0.0.1:{self.servers[place].port}" for place in places)
+        return f"redis://:{self.servers[0].password}@{hosts}/0"
+
+    def ask(self, server: embedded.RedisServer, *command: Any) -> Any:
+        """Run a command on one node."""
+        with redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client:
+            return client.execute_command(*command)
+
+    def wait_until_whole(self) -> None:
+        """Return when each node knows all slots, and serves its own."""
+        deadline = time.monotonic() + 30
+        while not all(self._is_whole(server) for server in self.servers):
+            assert time.monotonic() < deadline, "the cluster does not come together"
+            time.sleep(0.02)
+
+    def _is_whole(self, server: embedded.RedisServer) -> bool:
+        try:
+            info = self.ask(server, "CLUSTER", "INFO")
+        except redis.RedisError:
+            return False
+        told = {name.decode(): value.decode() for name, value in info.items()} if isinstance(info, dict) else {}
+        if not told:
+            text = info.decode() if isinstance(info, bytes) else str(info)
+            told = dict(line.split(":", 1) for line in text.split() if ":" in line)
+        return told.get("cluster_state") == "ok" and told.get("cluster_slots_ok") == str(SLOTS)
+
+    def slot(self, partition: str) -> int:
+        """Return the slot of a partition, by its name."""
+        queue, _, number = partition.partition(":")
+        return int(key_slot(f"{{sq:{queue}:{number or 0}}}".encode()))
+
+    def owner(self, partition: str) -> int:
+        """Return the place of the master that had the slot of a partition at the start."""
+        return min(2, self.slot(partition) * 3 // SLOTS)
+
+    def flush(self) -> None:
+        """Empty all nodes."""
+        for server in self.servers:
+            self.ask(server, "FLUSHALL")
+
+    def begin_move(self, slot: int, source: int, target: int) -> None:
+        """Let a slot be in between: no call on it is served before the end."""
+        ids = [self.ask(server, "CLUSTER", "MYID") for server in self.servers]
+        self.ask(self.servers[target], "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+        self.ask(self.servers[source], "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+
+    def end_move(self, slot: int, source: int, target: int) -> None:
+        """Take all keys over, and tell everybody."""
+        here, there = self.servers[source], self.servers[target]
+        while names := self.ask(here, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.ask(here, "MIGRATE", "127.0.0.1", there.port, "", 0, 5000, "AUTH", there.password, "KEYS", *names)
+        new = self.ask(there, "CLUSTER", "MYID")
+        for place in (target, source, 3 - target - source):
+            self.ask(self.servers[place], "CLUSTER", "SETSLOT", slot, "NODE", new)
+
+
+@pytest.fixture(scope="session")
+def cluster_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster of all tests that break nothing for good."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(cluster_of_session: Cluster) -> Iterator[Cluster]:
+    """An empty cluster."""
+    yield cluster_of_session
+    cluster_of_session.wait_until_whole()
+    cluster_of_session.flush()
+
+
+@pytest.fixture
+async def app(cluster: Cluster):
+    """Give an application on the cluster."""
+    made = StreamQ(
+        redis_url=cluster.url, worker_concurrency=8, dead_after_ms=2_000, beat_ms=100, grace_ms=2_000, history=False,
+        partitions=(str(PARTITIONS),),
+    )  # fmt: skip
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def work(app: StreamQ):
+    """Start workers of the application; they are stopped after the test, and must end well."""
+    import asyncio
+
+    started = []
+
+    async def start(**kwargs):
+        worker = Worker(app, kwargs.pop("settings", app.settings), **kwargs)
+        started.append((worker, asyncio.create_task(worker.run())))
+        return worker
+
+    yield start
+    for worker, _ in started:
+        worker.force()
+    for _, task in started:
+        assert await task in (0, 130)
