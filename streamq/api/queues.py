@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -10,7 +11,8 @@ import msgspec
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem, iso
 from streamq.api.desk import auditor_of, known_queue, or_503, stores_of
-from streamq.api.parameters import LIMIT, body, limit
+from streamq.api.parameters import LIMIT, bad, body, limit
+from streamq.api.running import operation_json
 from streamq.api.table import Operation, principal_of
 from streamq.clock import from_ms
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from streamq.api.running import Progress, Runner
     from streamq.broker.crowd import GateSeen
     from streamq.broker.inspection import Counts, WorkerSeen
     from streamq.broker.orders import Orders
@@ -36,6 +39,15 @@ class PauseOrder(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
     for_s: Annotated[float, msgspec.Meta(ge=0, le=MOST_PAUSE_S)] = 0
     """0: until it is resumed."""
+
+
+class PurgeOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `:purge`."""
+
+    confirm: str
+    """The name of the queue once more."""
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = "purged"
+    """It becomes part of the status of the jobs."""
 
 
 class UnblockOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -148,6 +160,36 @@ async def unblock_jobs(request: Request) -> Response:
     return await show_queue(request)
 
 
+async def purge_queue(request: Request) -> Response:
+    """Cancel every job of a queue that has not started: those that wait, are due later or are blocked.
+
+    Jobs that run go on, dead letters stay, and so does what is enqueued meanwhile. The body repeats the name of the queue,
+    since nothing brings the jobs back. It goes on after the answer, which tells where to look.
+    """
+    name, order = known_queue(request, request.path_params["queue"]), await body(request, PurgeOrder)
+    if order.confirm != name:
+        raise bad("body", f"confirm has to be the name of the queue, {name!r}, not {order.confirm!r:.80}")
+    stores = stores_of(request)
+
+    async def work(progress: Progress) -> None:
+        def count(ended: int) -> None:
+            progress.done = ended
+            if progress.is_stopped:
+                raise _Stopped
+
+        with contextlib.suppress(_Stopped):
+            purging = stores.order(name, lambda orders: orders.purge(reason=order.reason, on_progress=count))
+            progress.total = progress.done = await purging
+
+    runner: Runner = request.app.state.runner
+    stored = await runner.start(request, "purge", {"queue": name}, work)
+    return Json(operation_json(stored), 202, {"location": f"/v1/bulk/{stored['_id']}"})
+
+
+class _Stopped(Exception):
+    """Ends a purge between two calls."""
+
+
 async def list_workers(request: Request) -> Response:
     """List the workers of all machines, by queue."""
     stores = stores_of(request)
@@ -231,6 +273,10 @@ OPERATIONS = (
     Operation(
         method="POST", path="/v1/queues/{queue}:unblock", run=unblock_jobs, tag="queues", scope="queues:write",
         body=UnblockOrder, answer=shapes.Queue, misses=(404,),
+    ),
+    Operation(
+        method="POST", path="/v1/queues/{queue}:purge", run=purge_queue, tag="queues", scope="queues:write",
+        body=PurgeOrder, answer=shapes.Operation, status=202, misses=(404,),
     ),
     Operation(
         method="GET", path="/v1/queues/{queue}", run=show_queue, tag="queues", scope="jobs:read",

@@ -408,7 +408,7 @@ class Operation(msgspec.Struct):
     """An order to many jobs, and how far it is."""
 
     id: str
-    action: Literal["retry", "cancel", "delete", "run"]
+    action: Literal["retry", "cancel", "delete", "run", "purge"]
     filter: dict[str, Any]
     state: Literal["running", "done", "stopped", "failed", "lost"]
     """`lost`: the process that did it is gone; order it again, for what is done is not done twice."""

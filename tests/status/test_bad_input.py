@@ -141,6 +141,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
     bodies = {"enqueue": {"handler": "refresh", "args": ["u"]}, "begin_bulk": {"action": "retry", "filter": {}}}
     bodies["enqueue_many"] = {"jobs": [bodies["enqueue"]]}
     bodies |= {name: {"kind": "key", "name": "u"} for name in ("block_jobs", "unblock_jobs")}
+    bodies["purge_queue"] = {"confirm": hand.keys.queue}
     bodies["put_schedule"] = {"expression": "0 2 * * *", "handler": "refresh", "users": {"ids": ["u"]}}
     bodies |= {"pause_schedule": {"reason": "x"}, "make_token": {"name": "x", "scopes": ["admin"]}}
     async with serving(away, app) as client:
@@ -160,7 +161,7 @@ async def test_with_a_server_away_every_operation_answers_and_none_with_500(
             "block_jobs", "cancel_job", "delete_job", "delete_schedule", "dump_worker", "enqueue", "enqueue_many", "follow_job", "list_attempts", "list_queues", "list_workers", "pause_queue", "quiet_worker", "resume_queue", "resume_worker", "retry_job", "show_dump", "show_gates", "show_job", "show_log", "show_queue", "status_of_user", "stop_worker", "unblock_jobs",
         },
         "MongoDB": {
-            "list_jobs", "show_series", "begin_bulk", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log", "delete_job", "follow_job",
+            "list_jobs", "show_series", "begin_bulk", "purge_queue", "show_bulk", "stop_bulk", "list_audit", "list_tokens", "make_token", "rotate_token", "revoke_token", "show_job", "list_attempts", "show_log", "delete_job", "follow_job",
             "status_of_user", "show_schedule", "put_schedule", "delete_schedule", "run_schedule", "pause_schedule", "resume_schedule",
         },
     }  # fmt: skip

@@ -32,7 +32,7 @@ positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404",
 [[operations]]
 include-operation-id = [
     "list_jobs", "list_audit", "list_errors", "show_series", "enqueue", "enqueue_many", "begin_bulk", "recent", "failed",
-    "retry_job", "make_token", "put_schedule",
+    "retry_job", "make_token", "put_schedule", "purge_queue",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "412", "422", "429"]
 """

@@ -196,6 +196,26 @@ async def test_bodies_that_break_naive_code_are_refused(api, hand, raw):
     assert (await hand.inspection.counts()).jobs == 0
 
 
+async def test_a_queue_is_purged_of_what_has_not_started(api, hand, eventually):
+    """Only by who says its name twice; what runs goes on."""
+    queue = hand.keys.queue
+    await hand.enqueue("runs", u="u1")
+    await hand.take("w1")
+    for name in ("a", "b"):
+        await hand.enqueue(name, u="u1")
+    await api.post("/v1/jobs", json={"handler": "refresh", "args": ["u7"], "delay_s": 60})
+    refused = await api.post(f"/v1/queues/{queue}:purge", json={"confirm": "another"})
+    assert (refused.status_code, (await hand.inspection.counts()).jobs) == (422, 4)
+    assert refused.json()["detail"] == f"confirm has to be the name of the queue, '{queue}', not 'another'"
+    order = await api.post(f"/v1/queues/{queue}:purge", json={"confirm": queue, "reason": "a mistake"})
+    told = await ended(api, order, eventually)
+    assert (told["action"], told["state"], told["done"], told["total"]) == ("purge", "done", 3, 3)
+    counts = await hand.inspection.counts()
+    assert (counts.jobs, counts.in_flight) == (1, 1)
+    (entry,) = (await api.get("/v1/audit", params={"limit": 1})).json()["items"]
+    assert (entry["action"], entry["count"], entry["filter"]) == ("bulk.purge", 3, {"queue": queue})
+
+
 # Many at once
 
 
