@@ -128,17 +128,17 @@ def parts(waits: Waits, scale: Scale) -> list[Part]:
         ),
         Part(
             ["lanes_throughput_ratio"],
-            partial(_throughput, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
+            partial(_throughput, rounds=scale.pick(5, 2), total=scale.pick(100_000, 15_000)),
             quick_s=5,
         ),
         Part(
             ["small_keys_p99_vs_alone"],
-            partial(_small_keys, rounds=scale.pick(3, 1), many=scale.pick(100_000, 20_000)),
+            partial(_small_keys, rounds=scale.pick(3, 1), many=scale.pick(100_000, 10_000)),
             quick_s=7,
         ),
         Part(
             ["gates_throughput_ratio"],
-            partial(_gates, rounds=scale.pick(5, 2), total=scale.pick(100_000, 20_000)),
+            partial(_gates, rounds=scale.pick(5, 2), total=scale.pick(100_000, 15_000)),
             quick_s=6,
         ),
         *(
