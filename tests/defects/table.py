@@ -237,12 +237,12 @@ DEFECTS = (
     # Gates.
     Defect(
         "one more than the limit runs", "scripts/cycle.lua",
-        "    if held >= gate.first then", "    if held > gate.first then",
+        "    if held >= limit.first then", "    if held > limit.first then",
         "scripts/test_gates.py",
     ),
     Defect(
         "nobody is let in when a place becomes free", "scripts/cycle.lua",
-        "        append(opened, name)\n", "",
+        "free[#free + 1], opened[#opened + 1] = name .. '\\0h' .. id, name end", "free[#free + 1] = name .. '\\0h' .. id end",
         "scripts/test_gates.py",
     ),
     Defect(
@@ -267,7 +267,7 @@ DEFECTS = (
     ),
     Defect(
         "a key does not pay what its jobs ran", "scripts/cycle.lua",
-        "if string.byte(specs[i], 2) == 102 then charge(specs[i], records[left[i]]) end", "",
+        "if kind == 102 then charge(specs[i], records[left[i]]) end", "",
         "scripts/test_fair.py",
     ),
     Defect(
