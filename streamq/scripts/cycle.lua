@@ -203,12 +203,25 @@ local PAD = string.rep(' ', 64)
 -- Where a job would wait at a gate. Its order is told by a function of two arguments: few jobs wait.
 local function waiting_place(name, id, order, one, other) return name .. '\0p' .. order(one, other) .. id end
 
+-- Who is at the gates when a batch is read: one look at all of them, while they are few, is less than one for each job.
+local is_at
+local function look_around(jobs)
+  if jobs < 16 or call('ZCARD', GATES) > 2 * jobs then return end
+  is_at = {}
+  for _, member in ipairs(call('ZRANGE', GATES, 0, -1)) do is_at[cut(member, 1, find(member, '\0', 1, true) - 1)] = true end
+end
+
+local function is_deserted(name)
+  if is_at then return not is_at[name] end
+  return call('ZLEXCOUNT', GATES, '[' .. name, '(' .. name .. '\1') == 0
+end
+
 -- Whether the gate lets a job pass that would wait there in this order; of a rate also when it does.
 local function is_open(limit, name, id, order, one, other)
   local opens = now_us
   if limit.kind == 'c' then
     local held = fresh[name] or 0
-    if call('ZLEXCOUNT', GATES, '[' .. name, '(' .. name .. '\1') == 0 then return held < limit.first end
+    if is_deserted(name) then return held < limit.first end
     held = held + call('ZLEXCOUNT', GATES, '[' .. name .. '\0h', '(' .. name .. '\0i')
     if held >= limit.first then return false end
   else
@@ -549,6 +562,7 @@ local function admitted(lane, entries)
     end
   end
   if count == 0 then return entries end
+  look_around(count)
   local known, said, last, barred = call('HMGET', PLACES, unpack(ids)), {'HSET', PLACES}, 2, nil
   for k = 1, count do
     local id = ids[k]
@@ -569,6 +583,7 @@ local function admitted(lane, entries)
   end
   if last > 2 then call(unpack(said)) end
   write_places()
+  is_at = nil
   if not barred then return entries end
   local kept = {}
   for i = 1, #entries do

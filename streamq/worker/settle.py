@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from streamq.broker.partition import Arg
 
-__all__ = ["LARGEST_RESULT", "Encoded", "Settled", "encoded_result", "reported", "settle"]
+__all__ = ["LARGEST_RESULT", "Encoded", "Settled", "completed", "encoded_result", "reported", "settle"]
 
 LARGEST_RESULT = 65_536
 """A result larger than this is not kept; the job is completed all the same."""
@@ -73,7 +73,7 @@ def settle(delivery: Delivery, outcome: Outcome, begun_ms: int, finished_ms: int
     """Turn an outcome into what the next report says; None: nothing (the job is another's, or goes back unrun)."""
     match outcome:
         case Completed():
-            return _completed(delivery, outcome, begun_ms, finished_ms)
+            return completed(delivery, outcome, begun_ms, finished_ms)
         case Retrying() | Snoozed() | Crashed() | Parked() | Limited():
             return _requeued(delivery, outcome, begun_ms, finished_ms)
         case Dead() | Cancelled() | Expired():
@@ -116,7 +116,8 @@ def _add_rarities(record: dict[str, Any], delivery: Delivery) -> None:
         record |= delivery.notes.as_record()
 
 
-def _completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_ms: int) -> Settled:
+def completed(delivery: Delivery, outcome: Completed, begun_ms: int, finished_ms: int) -> Settled:
+    """Tell of a job that is done, as `settle` does."""
     record = _record(delivery, "completed", begun_ms, finished_ms)
     result, problem = (b"", "") if outcome.result is None else encoded_result(outcome.result)
     if problem:

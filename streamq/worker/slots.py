@@ -23,7 +23,7 @@ from streamq.worker.calls import Calls
 from streamq.worker.notebook import Notebook
 from streamq.worker.processes import Processes
 from streamq.worker.run import RunningJob, Stop, blocked, came_to, interrupted, limited, verdict
-from streamq.worker.settle import settle
+from streamq.worker.settle import completed, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamq.registry import Registry
     from streamq.settings import Settings
     from streamq.worker.pump import Pump
+    from streamq.worker.settle import Settled
 
 __all__ = ["Slots"]
 
@@ -53,6 +54,8 @@ _ANOTHERS = "the job belongs to another worker now"
 _AT_ONCE_S = 0.001
 """Jobs shorter than this are over before a second slot would start."""
 _FAST_LANES, _ALL_LANES = 3, 6
+_DONE = Completed()
+"""What nearly every job comes to."""
 _KINDS: dict[type[object], str] = {outcome: outcome.__name__.lower() for outcome in get_args(Outcome)}
 _ALIKE = [(digit, 128, 0) for digit in (1, 4, 2, 5, 3, 6)]
 """How lanes are read when cost does not matter."""
@@ -314,7 +317,8 @@ class Slots:
                     continue
                 job.task = task
                 try:
-                    outcome: Outcome = Completed(await job.call(job))
+                    result = await job.call(job)
+                    outcome: Outcome = _DONE if result is None else Completed(result)
                 except BaseException as error:  # noqa: BLE001 - a handler may raise anything; none of it may end the worker
                     outcome = came_to(job, error)
                 finally:
@@ -363,7 +367,7 @@ class Slots:
         if refusal is not None or envelope is None or spec is None or call is None:
             return refusal or Parked("?")
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
-        here.delivery, here.max_attempts = delivery, job.max_attempts
+        here.delivery, here.max_attempts = delivery, envelope.max_attempts or spec.max_attempts
         self.running[delivery.id] = (job, pump)
         return job
 
@@ -418,7 +422,10 @@ class Slots:
             pump.meter.end(self._known_name(delivery), kind)
 
     def _settle(self, delivery: Delivery, pump: Pump, outcome: Outcome, begun_ms: int, finished_ms: int) -> str:
-        item = settle(delivery, outcome, begun_ms, finished_ms)
+        if type(outcome) is Completed:
+            item: Settled | None = completed(delivery, outcome, begun_ms, finished_ms)
+        else:
+            item = settle(delivery, outcome, begun_ms, finished_ms)
         if item is not None:
             pump.finish(item)
         elif isinstance(outcome, Dropped):
