@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.servers import RedisServer
     from benchmarks.tally import Tallies
 
-__all__ = ["QUEUE", "app", "environment", "worker"]
+__all__ = ["QUEUE", "SLOWED", "app", "environment", "worker"]
 
 QUEUE = "bench"
 IO_JOB_S = 0.05
@@ -29,6 +29,21 @@ RELEASE = "release"
 """A file of this name in the folder of the tallies lets the jobs that hold a slot go."""
 
 app = StreamQ()
+
+SLOWED = "STREAMQ_BENCH_SLOWED"
+"""The environment variable that says how many times slower than usual a worker runs, under callgrind."""
+
+
+def _slow_down(times: float) -> None:
+    """Make the waits that decide how far a worker reads ahead, and when it hands back, as much longer as the jobs are."""
+    from streamq.worker import pump, slots
+
+    slots.AHEAD_S *= times
+    pump.STALE_S *= times
+
+
+if SLOWED in os.environ:
+    _slow_down(float(os.environ[SLOWED]))
 
 done: Callable[[], None] | None = None
 

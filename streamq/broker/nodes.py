@@ -53,9 +53,9 @@ class Nodes:
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
             socket_connect_timeout=self._connect_timeout_s,
-            socket_keepalive=True,
             socket_read_size=262_144,
             **_NAMELESS,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         return Node(pool, without_secrets(url))
 

@@ -39,7 +39,7 @@ __all__ = ["Slots"]
 
 log = logging.getLogger("streamq.worker")
 
-_AHEAD_S = 0.02
+AHEAD_S = 0.02
 """Read ahead what will start within this time."""
 _ALIKE_S = 0.005
 """Run times that differ no more than this from their mean, on average, tell when a job will end."""
@@ -113,7 +113,7 @@ class Slots:
         return max(0, self._capacity + self._lent() - held)
 
     def room(self) -> int:
-        """Return how many jobs may be read now: those that could start, and those that will within `_AHEAD_S`."""
+        """Return how many jobs may be read now: those that could start, and those that will within `AHEAD_S`."""
         if self.is_quiet or self._alone:
             return 0
         held = self._active
@@ -178,15 +178,15 @@ class Slots:
     def _ahead(self) -> int:
         """Return how many jobs to read ahead: short ones that end at a steady pace, or longer ones that are about to end."""
         now = self._loop.time()
-        if self._mean_s > _AHEAD_S:
-            return sum(1 for at in self._expected_ends() if now - _ALIKE_S < at < now + _AHEAD_S)
-        if now - self._finished_at > _AHEAD_S:
+        if self._mean_s > AHEAD_S:
+            return sum(1 for at in self._expected_ends() if now - _ALIKE_S < at < now + AHEAD_S)
+        if now - self._finished_at > AHEAD_S:
             return 0
-        return min(_MOST_AHEAD, int(self._rate * _AHEAD_S))
+        return min(_MOST_AHEAD, int(self._rate * AHEAD_S))
 
     def _expected_ends(self) -> Iterator[float]:
         """Say when running jobs will end, if all take about as long; on the loop's clock, in order."""
-        if self._mean_s > _AHEAD_S and self._spread_s < _ALIKE_S:
+        if self._mean_s > AHEAD_S and self._spread_s < _ALIKE_S:
             for job, _ in self.running.values():
                 if job.delivery.digit <= _FAST_LANES:
                     yield job.begun_at + self._mean_s
@@ -194,7 +194,7 @@ class Slots:
     def next_end_at(self) -> float:
         """Return when to read ahead for the next job that is going to end, on the loop's clock; 0: nobody knows."""
         now = self._loop.time()
-        return next((at - _AHEAD_S / 2 for at in self._expected_ends() if at - _AHEAD_S / 2 > now), 0.0)
+        return next((at - AHEAD_S / 2 for at in self._expected_ends() if at - AHEAD_S / 2 > now), 0.0)
 
     def reads(self, cycle: int) -> Sequence[Read]:
         """Return the lanes to read, in order, and the most to read from each."""
@@ -302,18 +302,18 @@ class Slots:
 
     async def _slot(self) -> None:
         """Run jobs while there are any."""
-        self._starting -= 1
-        here, task = Place(self._told, self._lost), asyncio.current_task()
-        place.set(here)
+        here, task = self._take_place(), asyncio.current_task()
         clean = contextvars.copy_context()
         try:
-            while (found := self._next()) is not None:
-                pump, delivery = found, found.buffer.popleft()
+            while (pump := self._next()) is not None:
+                delivery = pump.buffer.popleft()
                 if pump.buffer and not self._starting and self._may_start() and not self._alone:
                     self._start_slot()
                 job = self._begin(delivery, pump, here)
                 if not isinstance(job, RunningJob):
                     self._turn_away(delivery, pump, job)
+                    if self._is_surplus():
+                        break
                     continue
                 job.task = task
                 try:
@@ -325,17 +325,26 @@ class Slots:
                     self._leave(job, pump, here)
                 self._end(job, pump, outcome)
                 # What a handler left behind (context, a cancellation on its way) must not meet the next job.
-                if job.stop or contextvars.copy_context() != clean:
+                is_clean = not job.stop and contextvars.copy_context() == clean
+                if not is_clean or self._alone or (self._burst and self._is_surplus()):
                     self._capacity -= job.is_stuck
                     self._lost.discard(delivery.token)
-                    break
-                if self._alone or (self._burst and self._active > self._capacity + self._lent()):
                     break
         finally:
             self._active -= 1
             self._alone = False
             self.fill()
             self._wake_hungry()
+
+    def _take_place(self) -> Place:
+        self._starting -= 1
+        here = Place(self._told, self._lost)
+        place.set(here)
+        return here
+
+    def _is_surplus(self) -> bool:
+        """Whether this slot was lent, and what lent it has ended."""
+        return self._active > self._capacity + self._lent()
 
     def _may_start(self) -> bool:
         return self._active < self._capacity or self._active < self._capacity + self._lent()

@@ -48,3 +48,10 @@ async def test_several_commands_without_replies_in_time_fail_together(wire):
     """Which of them ran is unknown."""
     with pytest.raises(BrokerUnavailable, match=r"no reply within 1 s"):
         await wire.pipeline([("PING",), ("BLPOP", "nothing-is-here", 30)])
+
+
+async def test_a_server_is_reached_through_its_unix_socket(redis_server):
+    """As the settings and the messages say; a socket of that kind has no keep-alive."""
+    broker = Broker(redis_server.unix_url)
+    assert (await broker.check()).version
+    await broker.close()
