@@ -34,7 +34,7 @@ LAYOUT = 1
 
 _INDEX_BUILD_S = 600
 _ALONE = timedelta(seconds=2 * _INDEX_BUILD_S)
-"""For so long a migration keeps others from beginning; it is over when it is done."""
+"""For so long after it began a change a migration keeps others from beginning; longer than any change may take."""
 _NAMESPACE_EXISTS = 48
 
 INDEXES: Mapping[str, Sequence[IndexModel]] = {
@@ -191,6 +191,7 @@ class Schema:
         async with self._alone():
             changes = await self.changes()
             for change in changes:
+                await self._go_on()
                 await self._apply(change)
             await self._number()
         return changes
@@ -215,13 +216,18 @@ class Schema:
             told = await self._layout.find_one({"_id": "migration"}) or {}
             raise HistoryUnavailable(
                 f"another migration of MongoDB at {self._mongo.where} is under way since {told.get('since', now):%H:%M:%S} UTC",
-                hint="wait for it; should it have been killed, try again twenty minutes after it began",
+                hint="wait for it; should it have been killed, try again in twenty minutes",
             ) from None
         try:
             yield
         finally:
             with self._mongo.translated():
                 await self._layout.delete_one({"_id": "migration"})
+
+    async def _go_on(self) -> None:
+        """Keep other migrations out for as long as the next change may take."""
+        with self._mongo.translated():
+            await self._layout.update_one({"_id": "migration"}, {"$set": {"until": utc_now() + _ALONE}})
 
     async def _apply(self, change: Change) -> None:
         try:

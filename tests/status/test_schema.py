@@ -97,7 +97,11 @@ async def test_of_two_migrations_at_once_one_is_refused(mongo, monkeypatch):
     first = Schema(mongo)
     apply = first._apply
 
+    lock = mongo.collection("layout")
+
     async def slowly(change):
+        taken = await lock.find_one({"_id": "migration"})
+        assert taken["until"] - taken["since"] > layout._ALONE, "each change has its own time"
         begun.set()
         await go_on.wait()
         await apply(change)
