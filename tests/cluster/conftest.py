@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,13 @@ class Cluster:
             "enable-debug-command": "local",
         }
         binary = os.environ.get("STREAMQ_TEST_REDIS")
+        # Left alone it is 10,000 above the port, where the system takes ports for connections.
+        self.buses = random.sample([port for port in embedded._PORTS if embedded._is_free(port)], 3)
         self.servers = [
-            embedded.RedisServer(directory / f"node-{number}", binary=binary, settings=settings) for number in range(3)
+            embedded.RedisServer(
+                directory / f"node-{number}", binary=binary, settings={**settings, "cluster-port": str(bus)}
+            )
+            for number, bus in enumerate(self.buses)
         ]
 
     def start(self) -> None:
@@ -50,7 +56,7 @@ class Cluster:
         bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
         for server, (first, end) in zip(self.servers, itertools.pairwise(bounds), strict=True):
             self.ask(server, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-            self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+            self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port, self.buses[0])
         self.wait_until_whole()
 
     def stop(self) -> None:
