@@ -179,6 +179,7 @@ class Processes:
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._warming: asyncio.Task[None] | None = None
+        self._is_first = True
 
     def prepare(self, registry: Registry) -> None:
         """See that children could find the application, and start one ahead, if there are handlers that need it.
@@ -237,7 +238,10 @@ class Processes:
         """Return a child; the time that it takes to start one is not the job's."""
         loop, begun_at = asyncio.get_running_loop(), job.begun_at
         job.begun_at = math.inf
+        is_first, self._is_first = self._is_first, False
         try:
+            if is_first and self._warming is not None:
+                await asyncio.wait([self._warming])  # it is started for this one
             return await self._child()
         finally:
             job.begun_at = loop.time()
