@@ -2,6 +2,7 @@
 
 StreamQError
 ├── ConfigurationError     exit 78   a setting, an address, a server that does not fit
+│   └── DividedOtherwise             a queue has another number of partitions
 ├── Unavailable            exit 69   a server could not be reached
 │   ├── BrokerUnavailable            Redis
 │   └── HistoryUnavailable           MongoDB
@@ -22,9 +23,9 @@ StreamQError
 from __future__ import annotations
 
 __all__ = [
-    "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "Conflict", "HistoryUnavailable", "JobFailed",
-    "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PayloadTooLarge", "QueueFull", "StreamQError",
-    "Unavailable", "UnknownHandler",
+    "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "Conflict", "DividedOtherwise",
+    "HistoryUnavailable", "JobFailed", "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PayloadTooLarge", "QueueFull",
+    "StreamQError", "Unavailable", "UnknownHandler",
 ]  # fmt: skip
 
 
@@ -42,6 +43,10 @@ class ConfigurationError(StreamQError):
     """A setting is wrong, or a server is not what streamq needs. Nothing was started."""
 
     exit_code = 78
+
+
+class DividedOtherwise(ConfigurationError):
+    """A queue has another number of partitions than the settings say. Nothing was put into it."""
 
 
 class Unavailable(StreamQError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamq.clock import from_ms, now_ms
-from streamq.errors import ConfigurationError, HistoryUnavailable
+from streamq.errors import ConfigurationError, DividedOtherwise, HistoryUnavailable
 from streamq.keys import LANES
 from streamq.mongo import Ledger, LedgerEntry, Mongo, Schema
 
@@ -49,9 +49,14 @@ class Notary:
 
         Raises:
             HistoryUnavailable: They may not be written down. Nothing was enqueued.
+            DividedOtherwise: The queue is not as the settings say. Nothing was enqueued.
         """
         await self._write(drafts)
-        results = await add(drafts)
+        try:
+            results = await add(drafts)
+        except DividedOtherwise:
+            await self._ledger.strike([item.id for item in drafts])
+            raise
         accepted = [(item, result) for item, result in zip(drafts, results, strict=True) if isinstance(result, str)]
         kept = {item.id for item, result in accepted if result[0] in "np"}
         # Where a waiting job got the arguments, that is the one to be enqueued again.

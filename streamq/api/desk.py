@@ -7,7 +7,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from streamq.api.answers import Problem, iso
-from streamq.errors import BadInput, BrokerUnavailable, Conflict, JobNotFound, JobRejected, QueueFull, StreamQError
+from streamq.errors import (
+    BadInput,
+    BrokerUnavailable,
+    Conflict,
+    DividedOtherwise,
+    JobNotFound,
+    JobRejected,
+    QueueFull,
+    StreamQError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -19,7 +28,9 @@ if TYPE_CHECKING:
     from streamq.app import StreamQ
     from streamq.history import JobStatus
 
-__all__ = ["application_of", "auditor_of", "job_json", "known_queue", "or_503", "stores_of", "told"]
+__all__ = [
+    "application_of", "auditor_of", "divided_otherwise", "job_json", "known_queue", "or_503", "stores_of", "told",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -63,7 +74,7 @@ async def or_503(answer: Awaitable[T], server: str) -> T:
     """Return an answer of a server.
 
     Raises:
-        Problem: 503 while it is away; 404, 412, 422 or 507 if it has refused.
+        Problem: 503 while it is away or is not as the settings say; 404, 412, 422 or 507 if it has refused.
     """
     try:
         return await answer
@@ -77,14 +88,20 @@ async def or_503(answer: Awaitable[T], server: str) -> T:
         raise Problem(507, str(full), kind="queue-full", headers={"retry-after": "5"}) from None
     except JobRejected as refused:
         raise Problem(422, str(refused), kind="job-rejected", errors=[{"detail": str(refused)}]) from None
-    except BrokerUnavailable:
-        raise _away(server, "whether anything was done is unknown if this was a write; it may be repeated") from None
-    except StreamQError:
-        raise _away(server) from None
+    except DividedOtherwise as refused:
+        raise divided_otherwise(refused) from None
+    except StreamQError as error:
+        raise _away(server, is_known=not isinstance(error, BrokerUnavailable)) from None
 
 
-def _away(server: str, more: str = "") -> Problem:
-    told = {"hint": more} if more else {}
+def divided_otherwise(refused: DividedOtherwise) -> Problem:
+    """Say that this API must be started with another setting before it can enqueue. Its caller may try again then."""
+    return Problem(503, str(refused), kind="queue-divided-otherwise", hint=refused.hint)
+
+
+def _away(server: str, *, is_known: bool) -> Problem:
+    unknown = "whether anything was done is unknown if this was a write; it may be repeated"
+    told = {} if is_known else {"hint": unknown}
     return Problem(503, f"{server} is away", kind="store-away", headers={"retry-after": "2"}, **told)
 
 

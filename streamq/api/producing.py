@@ -16,12 +16,12 @@ import msgspec
 from streamq.api import shapes
 from streamq.api.answers import Json, Problem
 from streamq.api.calls import Call
-from streamq.api.desk import application_of, auditor_of, or_503, stores_of
+from streamq.api.desk import application_of, auditor_of, divided_otherwise, or_503, stores_of
 from streamq.api.parameters import Parameter, bad, body
 from streamq.api.table import Operation, principal_of
 from streamq.broker.partition import BATCH
 from streamq.clock import utc_now
-from streamq.errors import HistoryUnavailable, JobRejected, Unavailable
+from streamq.errors import DividedOtherwise, HistoryUnavailable, JobRejected, Unavailable
 from streamq.keys import partition_names
 from streamq.options import Options
 from streamq.queue import draft
@@ -208,6 +208,10 @@ async def _enqueue_group(
         for place, item in zip(places, items, strict=True):
             refused = _refused(item.handler, problem, "refused" if is_known else "unknown")
             told[place] = {**refused, "queue": item.queue, "id": said.job_id(place)}
+        return
+    except DividedOtherwise as wrong:
+        for place, item in zip(places, items, strict=True):
+            told[place] = {**_refused(item.handler, divided_otherwise(wrong)), "queue": item.queue}
         return
     for place, item, result in zip(places, items, results, strict=True):
         if isinstance(result, str):

@@ -19,9 +19,9 @@ from streamq.broker.outbox import Feed
 from streamq.broker.server import Broker, Memory, memory_of
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
-from streamq.errors import BadInput, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
+from streamq.errors import BadInput, DividedOtherwise, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
 from streamq.history import History, JobStatus, notes_told
-from streamq.keys import Keys
+from streamq.keys import Keys, partition_names, queue_of
 from streamq.lanes import reason_of
 from streamq.ledger import Notary
 from streamq.logs import event
@@ -85,7 +85,7 @@ class Breaker:
     async def _ask(self, question: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             answer = await question(*args, **kwargs)
-        except (BadInput, JobNotFound, JobRejected):
+        except (BadInput, DividedOtherwise, JobNotFound, JobRejected):
             self._note(None)  # that is an answer
             raise
         except StreamQError as error:
@@ -126,6 +126,8 @@ class Stores:
         self.redis = Breaker("redis")
         self.mongodb = Breaker("mongodb")
         self.partitions_of = settings.partitions_of
+        self._agreed: set[str] = set()
+        """Queues that are known to have as many partitions as the settings say."""
         self.queues = settings.partition_names
         """The partitions of all queues; the only one of a queue is named as the queue."""
         self.dead_after_ms = settings.dead_after_ms
@@ -195,7 +197,16 @@ class Stores:
         return await self.redis.ask(order, Orders(partition.wire, partition.keys, outbox_max=self._outbox_max))
 
     async def add(self, queue: str, add: Callable[[Partition], Awaitable[T]]) -> T:
-        """Put jobs into a queue."""
+        """Put jobs into a partition.
+
+        Raises:
+            DividedOtherwise: Its queue has another number of partitions than our settings say.
+        """
+        name = queue_of(queue)
+        if name not in self._agreed:
+            count = self.partitions_of(name)
+            await self.redis.ask(self._partition(partition_names(name, count)[0]).agree, count)
+            self._agreed.add(name)
         return await self.redis.ask(add, self._partition(queue))
 
     async def add_written(

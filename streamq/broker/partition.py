@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamq.broker.wire import Fault, ServerRefused, Wire, Words, packed
-from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull
+from streamq.errors import BrokerUnavailable, DividedOtherwise, QueueFull
 from streamq.job import Delivery
 from streamq.keys import GROUP, LANES, Keys, queue_of
 from streamq.scripts import load
@@ -178,13 +178,13 @@ class Partition:
             looks: Store nothing.
 
         Raises:
-            ConfigurationError: It has another number.
+            DividedOtherwise: It has another number.
             BrokerUnavailable: Whether it has is not known.
         """
         stored = await self._wire.script(load("agree"), [self.keys.counts, self.keys.workers], [count, int(not looks)])
         if stored != count:
             name = queue_of(self.keys.queue)
-            raise ConfigurationError(
+            raise DividedOtherwise(
                 f"queue {name!r} has {_partitions(stored)}, and the settings say {_partitions(count)}",
                 hint=f"set STREAMQ_PARTITIONS={name}={stored}, or when it is empty: streamq queues divide {name} {count}",
             )

@@ -96,6 +96,35 @@ async def test_the_api_shows_each_partition_and_finds_a_job_in_whichever_it_is(a
         assert (await api.get("/v1/queues/users")).status_code == 404
 
 
+async def test_an_api_that_goes_by_another_number_puts_no_job_where_nobody_looks(app, settings, mongo, serving):
+    """Its caller may try again when it has been started with the right one; all else goes on."""
+    await app.refresh.enqueue("u1")
+    wrong = msgspec.structs.replace(settings, api_token="token-of-the-tests", partitions=("users=2",))
+    other = StreamQ(wrong)
+
+    @other.handler(queue="users", key="user")
+    async def refresh(user: str) -> None: ...
+
+    async with serving(wrong, other) as api:
+        before = await _waiting(api)
+        for ledger in (False, True):
+            body = {"handler": "refresh", "args": ["u7"], "ledger": ledger}
+            refused = await api.post("/v1/jobs", json=body)
+            told = refused.json()
+            assert (refused.status_code, told["type"]) == (503, "urn:streamq:problem:queue-divided-otherwise")
+            assert told["detail"] == "queue 'users' has 3 partitions, and the settings say 2 partitions"
+            assert told["hint"].startswith("set STREAMQ_PARTITIONS=users=3")
+            [item] = (await api.post("/v1/jobs:batch", json={"jobs": [body]})).json()["items"]
+            assert (item["status"], item["error"]["detail"]) == ("refused", told["detail"])
+        assert await _waiting(api) == before
+    assert await Ledger(mongo).count() == 0
+    await other.close()
+
+
+async def _waiting(api):
+    return {queue["name"]: queue["waiting"] for queue in (await api.get("/v1/queues")).json()["items"]}
+
+
 async def test_a_job_is_looked_for_in_its_own_partition_alone(app, settings, statuses, mongo, monkeypatch):
     """All others do not know it, and it is not lost for that."""
     monkeypatch.setattr(module, "SETTLED_AFTER", timedelta(seconds=-5))
