@@ -127,8 +127,9 @@ class HandlerSpec:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
             unknown = [name for name in kwargs if name not in self.places]
-            # `bind` complains of what is missing first, and a wrong name is why it is missing.
-            why = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else error
+            # `bind` complains of what is missing first, and a wrong name is why it is missing. What is no name it knows, too.
+            is_name = unknown and type(unknown[0]) is str
+            why = f"got an unexpected keyword argument {unknown[0]!r}" if is_name else error
             raise BadArguments(f"{self.name}{self.signature}: {why}") from None
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool, SSLConnection
@@ -92,7 +92,8 @@ class Nodes:
         for node in self._nodes:
             if (node.pool.connection_kwargs["host"], node.pool.connection_kwargs.get("port", 6379)) == (host, port):
                 return node
-        pool = ConnectionPool(by.pool.connection_class, **{**told, "host": host, "port": port})
+        there: dict[str, Any] = {**told, "host": host, "port": port}
+        pool = ConnectionPool(by.pool.connection_class, **there)
         scheme = "rediss" if issubclass(by.pool.connection_class, SSLConnection) else "redis"
         node = Node(pool, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
         self._nodes.append(node)

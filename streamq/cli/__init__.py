@@ -45,7 +45,7 @@ COMMANDS = {
     },
     "Look and tell": {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),
-        "queues": Lazy("streamq.cli.queues:queues", "See, pause and resume queues."),
+        "queues": Lazy("streamq.cli.queues:queues", "See, pause, resume and purge queues."),
         "block": Lazy(
             "streamq.cli.blocks:block", "Hold back the jobs of HANDLER, or of one user, in all queues; others go on."
         ),
@@ -54,7 +54,7 @@ COMMANDS = {
         "workers": Lazy("streamq.cli.queues:workers", "See the workers of all machines, and tell them what to do."),
         "fairness": Lazy(
             "streamq.cli.fairness:fairness",
-            "Show from which run time on jobs are slow, how lanes share the slots, and the slowest users.",
+            "Show from which run time on jobs are slow, how lanes share the slots, and who waits at gates or for a turn.",
         ),
         "jobs": Lazy("streamq.cli.jobs:jobs", "See and cancel single jobs."),
         "explain": Lazy(

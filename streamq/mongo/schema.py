@@ -23,7 +23,7 @@ from streamq.job import State
 from streamq.logs import event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from streamq.mongo.client import Document, Mongo
 
@@ -204,7 +204,7 @@ class Schema:
                 await self._layout.update_one({"_id": "layout"}, {"$max": {"number": LAYOUT}}, upsert=True)
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def _alone(self) -> AsyncGenerator[None]:
         """Keep other migrations out: each would drop the indexes that the other is building."""
         now = utc_now()
         try:
