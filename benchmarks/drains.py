@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import Child
-from benchmarks.servers import RedisServer, ServerFigures
 from benchmarks.tally import Tallies
 from benchmarks.waits import hold, wait_for_readers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from benchmarks.cluster import RedisCluster
+    from benchmarks.servers import RedisServer, ServerFigures
+
 __all__ = ["Drained", "Start", "drain", "tallied"]
 
-Start = Callable[[RedisServer, Tallies], Child]
-"""Starts a process that works jobs off."""
+Start = Callable[[Any, Tallies], Child]
+"""Starts a process that works jobs off, on a server or a cluster."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Drained:
     seconds: float
     worker_cpu_s: tuple[float, ...]
     """Per process."""
-    redis_cpu_s: float
+    servers_cpu_s: tuple[float, ...]
+    """Per server."""
     round_trips: int
     commands: int
     queued_s: float = 0.0
-    """How long the workers and the server together were ready to run and had no core."""
+    """How long the workers and the servers together were ready to run and had no core."""
 
     @property
     def per_second(self) -> float:
@@ -50,8 +53,13 @@ class Drained:
         return sum(self.worker_cpu_s) / self.jobs * 1e6
 
     @property
+    def redis_cpu_s(self) -> float:
+        """Processor time of all servers."""
+        return sum(self.servers_cpu_s)
+
+    @property
     def redis_us(self) -> float:
-        """Processor time of the server per job."""
+        """Processor time of all servers per job."""
         return self.redis_cpu_s / self.jobs * 1e6
 
 
@@ -60,7 +68,7 @@ class _Sample:
     at: float
     jobs: int
     worker_cpu_s: tuple[float, ...]
-    redis_cpu_s: float
+    servers_cpu_s: tuple[float, ...]
     queued_s: float
     figures: ServerFigures
 
@@ -73,12 +81,13 @@ def tallied() -> Iterator[Tallies]:
 
 
 def drain(
-    server: RedisServer,
+    server: RedisServer | RedisCluster,
     starts: Sequence[Start],
     total: int,
     *,
     fill: Callable[[], object] | None = None,
     limit_s: float = 120,
+    partitions: int = 1,
 ) -> Drained:
     """Start the processes on a server that holds `total` jobs, and measure the middle: from 10 % to 97 % done.
 
@@ -92,11 +101,12 @@ def drain(
         fill: Puts the jobs there while all processes (streamq's, at log level info) are up and hold still; None: they are
             there already.
         limit_s: How long it may take.
+        partitions: How many their queue has.
     """
     with tallied() as tallies, ExitStack() as stack:
         children = [stack.enter_context(start(server, tallies)) for start in starts]
         if fill is not None:
-            wait_for_readers(server, *children)
+            wait_for_readers(server, *children, partitions=partitions)
             for child in children:
                 hold(child)
             fill()
@@ -115,8 +125,8 @@ def drain(
                 time.monotonic(),
                 tallies.total(),
                 tuple(child.cpu.seconds() for child in children),
-                server.cpu.seconds(),
-                sum(clock.queued_seconds() for clock in (server.cpu, *(child.cpu for child in children))),
+                tuple(clock.seconds() for clock in server.clocks),
+                sum(clock.queued_seconds() for clock in (*server.clocks, *(child.cpu for child in children))),
                 server.figures(),
             )
 
@@ -125,9 +135,13 @@ def drain(
     return Drained(
         jobs=last.jobs - first.jobs,
         seconds=last.at - first.at,
-        worker_cpu_s=tuple(end - begin for begin, end in zip(first.worker_cpu_s, last.worker_cpu_s, strict=True)),
-        redis_cpu_s=last.redis_cpu_s - first.redis_cpu_s,
-        round_trips=last.figures.replies - first.figures.replies - 6,
+        worker_cpu_s=_spent(first.worker_cpu_s, last.worker_cpu_s),
+        servers_cpu_s=_spent(first.servers_cpu_s, last.servers_cpu_s),
+        round_trips=last.figures.replies - first.figures.replies - 6 * len(server.clocks),
         commands=last.figures.commands - first.figures.commands,
         queued_s=last.queued_s - first.queued_s,
     )
+
+
+def _spent(before: tuple[float, ...], after: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(end - begin for begin, end in zip(before, after, strict=True))

@@ -1,20 +1,24 @@
 """Does a job cost the same at a million users as at a thousand, and does `streamq plan` say what it costs?
 
 `python -m benchmarks.scale [--json] [--quick]`: the hour of so many users, enqueued with their dedup keys and worked off by
-one process, at each size; then what the model of `streamq.sizing` says for it.
+one process, at each size; then what the model of `streamq.sizing` says for it. And: what do jobs cost when their queue is
+divided over the masters of a Redis Cluster, against one server?
 """
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import app
-from benchmarks.drains import drain
-from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, run
+from benchmarks.cluster import RedisCluster
+from benchmarks.drains import Drained, drain
+from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, ratios, run
 from benchmarks.processes import run_to_json
 from benchmarks.servers import RedisServer
 from streamq.sizing import FIGURES, Load, needs_of
@@ -26,6 +30,9 @@ __all__ = ["main"]
 
 CONCURRENCY = 100
 ARGUMENT_BYTES = 120
+MASTERS = 3
+PARTITIONS = 6
+"""Of the queue `bench` each of three masters has two."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,76 @@ def _errors(hours: Sequence[Hour]) -> dict[str, list[float]]:
     return found
 
 
+# Partitions over masters.
+
+
+def _masters(report: Report, *, rounds: int, total: int) -> None:
+    """Work jobs off that lie on one server, on one in partitions, and in partitions over masters, by one process and by two."""
+    with RedisServer() as server, RedisCluster(MASTERS) as cluster:
+        report.server = server.version
+        sides = {"one": (server, 1), "divided": (server, PARTITIONS), "masters": (cluster, PARTITIONS)}
+        found: dict[tuple[str, int], list[Drained]] = {(name, workers): [] for name in sides for workers in (1, 2)}
+        turns = list(found)
+        for number in report.rounds(rounds):
+            random.Random(number).shuffle(turns)
+            for name, workers in turns:
+                found[name, workers].append(_noops(*sides[name], workers, total))
+    for workers, figure in ((1, "partitions_per_cpu_ratio"), (2, "partitions_per_cpu_ratio_2_workers")):
+        processes = "one worker process" if workers == 1 else "two worker processes"
+        size = f"{total:,} no-op jobs in {PARTITIONS} partitions over {MASTERS} masters, {processes}"
+        drains = {name: found[name, workers] for name in sides}
+        report.add(
+            figure, ratios(_per_cpu_s(drains["masters"]), _per_cpu_s(drains["one"])), "x one server", at_least(0.8),
+            f"{size} at concurrency {CONCURRENCY}, {os.cpu_count()} cores shared with Redis",
+            detail={
+                "divided_on_one_server": median(ratios(_per_cpu_s(drains["divided"]), _per_cpu_s(drains["one"]))),
+                "room_of_masters": median(ratios(_busiest_us(drains["one"]), _busiest_us(drains["masters"]))),
+                **{key: value for name in sides for key, value in _costs(name, drains[name]).items()},
+            },
+        )  # fmt: skip
+
+
+def _noops(server: RedisServer | RedisCluster, partitions: int, workers: int, total: int) -> Drained:
+    server.flush()
+    settings = {"partitions": f"{app.QUEUE}={partitions}", "log_level": "info"}
+    line = ("-m", "benchmarks.producers", "fill", "redis://", json.dumps({"count": total}))
+    fill = partial(run_to_json, *line, environment=app.environment(server.url, **settings))
+    starts = [app.worker(CONCURRENCY, **settings)] * workers
+    return drain(server, starts, total, fill=fill, partitions=partitions)
+
+
+def _per_cpu_s(drains: Sequence[Drained]) -> list[float]:
+    """Return how many jobs a second of processor time does, the workers' and the servers' together."""
+    return [1e6 / (each.worker_us + each.redis_us) for each in drains]
+
+
+def _busiest_us(drains: Sequence[Drained]) -> list[float]:
+    """Return how long the server that has most to do is busy per job: its inverse is what the servers can do at the most."""
+    return [max(each.servers_cpu_s) / each.jobs * 1e6 for each in drains]
+
+
+def _costs(name: str, drains: Sequence[Drained]) -> dict[str, float | list[float]]:
+    each_server = zip(*([cpu_s / each.jobs * 1e6 for cpu_s in each.servers_cpu_s] for each in drains), strict=True)
+    return {
+        f"{name}_jobs_per_second": median([each.per_second for each in drains]),
+        f"{name}_jobs_per_cpu_s": median(_per_cpu_s(drains)),
+        f"{name}_worker_us": median([each.worker_us for each in drains]),
+        f"{name}_redis_us": [median(values) for values in each_server],
+        f"{name}_commands_per_job": median([each.commands / each.jobs for each in drains]),
+    }
+
+
 def parts(scale: Scale) -> list[Part]:
     """List what is measured."""
     sizes = scale.pick((1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000))
     names = ["rate_at_largest_vs_smallest", "plan_redis_cpu_error", "plan_worker_cpu_error", "plan_memory_error"]
-    return [Part(names, partial(_hours, sizes=sizes), quick_s=30)]
+    masters = {"rounds": scale.pick(5, 2), "total": scale.pick(100_000, 40_000)}
+    return [
+        Part(names, partial(_hours, sizes=sizes), quick_s=28),
+        Part(
+            ["partitions_per_cpu_ratio", "partitions_per_cpu_ratio_2_workers"], partial(_masters, **masters), quick_s=22
+        ),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

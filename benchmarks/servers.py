@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +24,7 @@ from benchmarks.processes import CpuClock, remember
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["APPEND_ONLY", "RedisServer", "ServerFigures", "server_binary"]
+__all__ = ["APPEND_ONLY", "IN_MEMORY", "RedisServer", "ServerFigures", "server_binary"]
 
 IN_MEMORY = ("--save", "", "--appendonly", "no")
 APPEND_ONLY = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
@@ -58,6 +60,14 @@ class ServerFigures:
         self.bytes_out = int(stats["total_net_output_bytes"])
         self.memory = int(memory["used_memory"])
         self.calls = {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in commands.items()}
+
+    def __add__(self, other: ServerFigures) -> Self:
+        """Return what both say, as if they were one server."""
+        both = copy.copy(self)
+        for name in ("commands", "replies", "bytes_in", "bytes_out", "memory"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        both.calls = dict(Counter(self.calls) + Counter(other.calls))
+        return both
 
 
 class RedisServer:
@@ -132,6 +142,16 @@ class RedisServer:
         with self.client() as client:
             major, minor, *_ = str(client.info("server")["redis_version"]).split(".")
         return int(major), int(minor)
+
+    @property
+    def clocks(self) -> tuple[CpuClock, ...]:
+        """What shows the processor time of each server; here there is one."""
+        return (self.cpu,)
+
+    def blocked_clients(self) -> int:
+        """Count the clients that are blocked in a read."""
+        with self.client() as client:
+            return int(client.info("clients")["blocked_clients"])
 
     def flush(self) -> None:
         """Forget all data and all figures."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.cluster import RedisCluster
     from benchmarks.processes import Child
     from benchmarks.servers import RedisServer
     from benchmarks.tally import Tallies
@@ -33,15 +34,16 @@ def wait_until(is_true: Callable[[], bool], what: str, *children: Child, limit_s
         time.sleep(0.01)
 
 
-def wait_for_readers(server: RedisServer, *children: Child, limit_s: float = 20) -> None:
-    """Wait until so many clients are blocked in a read."""
-    with server.client() as client:
-        wait_until(
-            lambda: int(client.info("clients")["blocked_clients"]) >= len(children),
-            "the workers wait for jobs",
-            *children,
-            limit_s=limit_s,
-        )
+def wait_for_readers(
+    server: RedisServer | RedisCluster, *children: Child, limit_s: float = 20, partitions: int = 1
+) -> None:
+    """Wait until so many clients are blocked in a read: each program is in as many as its queue has partitions."""
+    wait_until(
+        lambda: server.blocked_clients() >= len(children) * partitions,
+        "the workers wait for jobs",
+        *children,
+        limit_s=limit_s,
+    )
 
 
 def hold(worker: Child) -> None:

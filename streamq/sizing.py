@@ -24,6 +24,10 @@ class Figures:
     """Processor time of the producer, in a fan-out."""
     redis_us: float = 18.5
     """Processor time of Redis from enqueue to settled, with dedup keys and outbox."""
+    divided_worker_us: float = 3.0
+    """Processor time of a worker that a job of a divided queue takes more."""
+    divided_redis_us: float = 4.0
+    """Processor time of Redis that it takes more, over all masters."""
     recorder_us: float = 55.0
     """Processor time of the recorder for the document of a job."""
     job_bytes: float = 370.0
@@ -51,6 +55,8 @@ class Load:
     """Jobs at once in one worker process."""
     payload_bytes: int = 120
     """Arguments of a job."""
+    partitions: int = 1
+    """Into how many the queue is divided."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class Needs:
     worker_cores: float
     """Processors that the workers keep busy."""
     redis_core_share: float
-    """Of one processor: Redis has one thread for commands."""
+    """Of one processor, all masters together: a Redis has one thread for commands."""
+    masters: int
+    """Servers that share this; more than one are the masters of a Redis Cluster."""
     redis_mb: float
     """For all jobs waiting at once, as at the full hour."""
     enqueue_s: float
@@ -80,26 +88,34 @@ class Needs:
 def needs_of(load: Load, figures: Figures = FIGURES) -> Needs:
     """Say what a load takes, with a fifth to spare for slots and processes."""
     slots = math.ceil(load.users * load.run_s / load.period_s / FULL)
-    per_job_s = load.run_s * load.cpu_share + figures.worker_us / 1e6
-    cores = load.users * per_job_s / load.period_s
-    redis = load.users * figures.redis_us / 1e6 / load.period_s
+    is_divided = load.partitions > 1
+    worker_us = figures.worker_us + is_divided * figures.divided_worker_us
+    cores = load.users * (load.run_s * load.cpu_share + worker_us / 1e6) / load.period_s
+    undivided = load.users * figures.redis_us / 1e6 / load.period_s
+    divided = undivided + load.users * figures.divided_redis_us / 1e6 / load.period_s
+    redis = divided if is_divided else undivided
+    masters = math.ceil(divided / FULL) if redis > FULL else 1
     processes = max(math.ceil(slots / load.concurrency), math.ceil(cores / FULL), 1)
     return Needs(
         slots=max(slots, 1),
         processes=processes,
         worker_cores=cores,
         redis_core_share=redis,
+        masters=masters,
         redis_mb=load.users * (figures.job_bytes + load.payload_bytes) / 1e6,
         enqueue_s=load.users * figures.enqueue_us / 1e6,
         recorder_core_share=load.users * figures.recorder_us / 1e6 / load.period_s,
         mongodb_mb_per_period=load.users * (figures.document_bytes + load.payload_bytes) / 1e6,
-        limit=_limit(redis, load.users * figures.recorder_us / 1e6 / load.period_s),
+        limit=_limit(masters, load.partitions, load.users * figures.recorder_us / 1e6 / load.period_s),
     )
 
 
-def _limit(redis_core_share: float, recorder_core_share: float) -> str:
-    if redis_core_share > FULL:
-        return "Redis: one server cannot do this many; spread the users over several queues, each on its own server"
+def _limit(masters: int, partitions: int, recorder_core_share: float) -> str:
+    if masters > partitions:
+        on = "one server" if partitions == 1 else f"{partitions} masters"
+        return (
+            f"Redis: {on} cannot do this many; divide the queue over {masters} masters or more, or use several queues"
+        )
     if recorder_core_share > FULL:
         return "the recorder: run several, they share the work"
     return ""

@@ -44,6 +44,25 @@ def test_the_first_thing_to_give_out_is_named(seconds_per_job, limit):
     assert needs_of(Load(users)).limit.startswith(limit)
 
 
+def test_a_divided_queue_takes_more_of_redis_and_may_have_it_of_several_masters():
+    """A cluster is worth it only when one server is not enough."""
+    users = int(3600 / (FIGURES.redis_us / 1e6))
+    one, three = needs_of(Load(users)), needs_of(Load(users, partitions=3))
+    assert (one.masters, three.masters) == (2, 2)
+    assert three.redis_core_share > one.redis_core_share
+    assert three.worker_cores > one.worker_cores
+    assert not three.limit.startswith("Redis")
+
+
+def test_more_masters_than_partitions_are_no_help():
+    """A partition lies on one master."""
+    users = int(3 * 3600 / (FIGURES.redis_us / 1e6))
+    limit = needs_of(Load(users, partitions=2)).limit
+    assert (
+        limit == "Redis: 2 masters cannot do this many; divide the queue over 5 masters or more, or use several queues"
+    )
+
+
 def test_nobody_has_less_than_one_worker():
     """Ten users need a process, too."""
     needs = needs_of(Load(10, run_s=0.0))

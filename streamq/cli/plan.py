@@ -49,6 +49,13 @@ __all__ = ["plan"]
     show_default=True,
     help="How large the arguments of a job are.",
 )
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 128),
+    default=1,
+    show_default=True,
+    help="Into how many the queue is divided; they may lie on as many masters of a Redis Cluster.",
+)
 @output_options
 def plan(out: Output, **load: Any) -> None:
     """Say how many workers and how much Redis a number of users takes.

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchmarks import core, recovery, status, worker
+from benchmarks import cluster, core, recovery, scale, status, worker
 from benchmarks.drains import tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, interval, percentile, ratios, run
 from benchmarks.processes import Child
@@ -33,6 +33,10 @@ NAMES = {
     status: {
         "recorder_docs_per_s", "recorder_on_ratio", "status_lag_p99_s", "recorder_saturated_ratio", "routes_p99_ms",
         "mongo_down_throughput_ratio", "mongo_back_catch_up_s", "mongo_kill_wrong_states",
+    },
+    scale: {
+        "rate_at_largest_vs_smallest", "plan_redis_cpu_error", "plan_worker_cpu_error", "plan_memory_error",
+        "partitions_per_cpu_ratio", "partitions_per_cpu_ratio_2_workers",
     },
 }  # fmt: skip
 
@@ -231,3 +235,19 @@ def test_a_real_benchmark_prints_one_document():
     results = {result["name"]: result for result in json.loads(ran.stdout)["results"]}
     assert results["enqueue_one_ratio"]["value"] > 0
     assert results["enqueue_one_ratio"]["size"]
+
+
+def test_masters_are_one_cluster_whose_figures_are_added_up():
+    """Each was told once of the first one."""
+    with cluster.RedisCluster(3) as masters:
+        assert masters.figures().calls["cluster|meet"] == 3
+        assert all(clock.seconds() > 0 for clock in masters.clocks)
+        folders = [server.folder for server in masters.servers]
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_servers_that_do_not_become_a_cluster_are_not_waited_for_for_ever(monkeypatch):
+    """A figure of half a cluster would be a wrong one."""
+    monkeypatch.setattr(cluster, "WHOLE_WITHIN_S", 0)
+    with RedisServer() as server, pytest.raises(TimeoutError, match="the cluster does not come together"):
+        cluster.wait_until_whole([server.url])

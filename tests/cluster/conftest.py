@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import random
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import redis
-from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.retry import Retry
 
+from benchmarks.cluster import SLOTS, Node, ask, bus_ports, join, wait_until_whole
 from streamq import StreamQ, embedded
 from streamq.worker import Worker
 
@@ -21,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SLOTS = 16_384
 NODE_TIMEOUT_MS = 1_000
 PARTITIONS = 6
 """Those of the queue `default` lie on all three masters."""
@@ -38,8 +32,7 @@ class Cluster:
             "enable-debug-command": "local",
         }
         binary = os.environ.get("STREAMQ_TEST_REDIS")
-        # Left alone it is 10,000 above the port, where the system takes ports for connections.
-        self.buses = random.sample([port for port in embedded._PORTS if embedded._is_free(port)], 3)
+        self.buses = bus_ports(3)
         self.servers = [
             embedded.RedisServer(
                 directory / f"node-{number}", binary=binary, settings={**settings, "cluster-port": str(bus)}
@@ -53,11 +46,8 @@ class Cluster:
         for server in self.servers[1:]:
             server.password = self.servers[0].password
             server.start()
-        bounds = [0, SLOTS // 3, 2 * SLOTS // 3, SLOTS]
-        for server, (first, end) in zip(self.servers, itertools.pairwise(bounds), strict=True):
-            self.ask(server, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-            self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port, self.buses[0])
-        self.wait_until_whole()
+        nodes = [Node(server.url, server.port, bus) for server, bus in zip(self.servers, self.buses, strict=True)]
+        join(nodes)
 
     def stop(self) -> None:
         """Stop the servers."""
@@ -77,26 +67,11 @@ class Cluster:
 
     def ask(self, server: embedded.RedisServer, *command: Any) -> Any:
         """Run a command on one node."""
-        with redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client:
-            return client.execute_command(*command)
+        return ask(server.url, *command)
 
     def wait_until_whole(self) -> None:
         """Return when each node knows all slots, and serves its own."""
-        deadline = time.monotonic() + 30
-        while not all(self._is_whole(server) for server in self.servers):
-            assert time.monotonic() < deadline, "the cluster does not come together"
-            time.sleep(0.02)
-
-    def _is_whole(self, server: embedded.RedisServer) -> bool:
-        try:
-            info = self.ask(server, "CLUSTER", "INFO")
-        except redis.RedisError:
-            return False
-        told = {name.decode(): value.decode() for name, value in info.items()} if isinstance(info, dict) else {}
-        if not told:
-            text = info.decode() if isinstance(info, bytes) else str(info)
-            told = dict(line.split(":", 1) for line in text.split() if ":" in line)
-        return told.get("cluster_state") == "ok" and told.get("cluster_slots_ok") == str(SLOTS)
+        wait_until_whole([server.url for server in self.servers])
 
     def slot(self, partition: str) -> int:
         """Return the slot of a partition, by its name."""
