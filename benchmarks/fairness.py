@@ -16,13 +16,12 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import app, peers
 from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, percentile, ratios, run
-from benchmarks.plots import plot_fairness
+from benchmarks.plots import folder_of_plots, plot_fairness
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
 from benchmarks.systems import SYSTEMS, System
@@ -35,6 +34,7 @@ from streamq.seeding import seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from benchmarks.tally import Tallies
 
@@ -95,7 +95,9 @@ Waits = dict[str, tuple[list[float], list[float]]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--plot", type=Path, metavar="FOLDER", help="draw who starts when into fairness.svg there")
+    options.add_argument(
+        "--plot", type=folder_of_plots, metavar="FOLDER", help="draw who starts when into fairness.svg there"
+    )
     chosen, rest = options.parse_known_args(arguments)
     waits: Waits = {}
 

@@ -12,7 +12,6 @@ import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from rich.console import Console
 from benchmarks import crash
 from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Bar, Part, Report, Scale, at_least, median, percentile, ratios, run
+from benchmarks.plots import folder_of_plots, plot_peers
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import APPEND_ONLY, RedisServer
 from benchmarks.systems import SYSTEMS, System
@@ -354,7 +354,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--scenarios", nargs="+", metavar="NAME", help="which to run; all, unless named")
     options.add_argument("--rounds", type=int, metavar="N", help="5, or 2 with --quick, unless given")
     options.add_argument("--crash-limit", type=float, default=75, metavar="S", help="wait so long for a restart")
-    options.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures into SVG files there")
+    options.add_argument("--plot", type=folder_of_plots, metavar="FOLDER", help="draw the figures into SVG files there")
     return options
 
 
@@ -397,8 +397,6 @@ def _finish(chosen: argparse.Namespace, report: Report) -> None:
         for name in chosen.systems
     }  # fmt: skip
     if chosen.plot is not None:
-        from benchmarks.plots import plot_peers
-
         plot_peers(report.as_json(), chosen.plot)
 
 

@@ -5,14 +5,16 @@ Of systems bars on a logarithmic scale, so that the slow ones can be seen beside
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-__all__ = ["plot_fairness", "plot_peers", "started"]
+__all__ = ["folder_of_plots", "plot_fairness", "plot_peers", "started"]
 
 OURS, THEIRS, LIMIT = "#d9480f", "#5c7cfa", "#adb5bd"
 OTHERS = ("#212529", THEIRS, "#12b886", "#ae3ec9", LIMIT)
@@ -27,6 +29,17 @@ TITLES = {
     "bytes_per_waiting_job": "Bytes in Redis per waiting job",
     "crash_default_restart_s": "Seconds from kill -9 to the restart of its jobs, default settings",
 }
+
+
+def folder_of_plots(name: str) -> Path:
+    """Read the option --plot: that nothing can be drawn is better known before the minutes of a run than after.
+
+    Raises:
+        ArgumentTypeError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("drawing needs matplotlib: pip install matplotlib, or leave --plot out")
+    return Path(name)
 
 
 def plot_peers(document: Mapping[str, Any], folder: Path) -> None:

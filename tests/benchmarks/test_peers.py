@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import crash, peers
+from benchmarks import crash, fairness, peers
 from benchmarks.servers import server_binary
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.systems.environments import NotToBeHad, make
@@ -61,6 +61,15 @@ def test_a_system_that_needs_a_newer_server_is_left_out_and_named(monkeypatch):
     (note,) = peers.NOTES
     assert note.startswith("newest is not measured: it needs Redis 99.1, and this is ")
     assert note.endswith("STREAMQ_BENCH_REDIS names another server")
+
+
+@pytest.mark.parametrize("program", [peers, fairness])
+def test_without_what_draws_a_run_with_plots_ends_before_it_measures(program, monkeypatch, capsys):
+    """Five minutes of figures would be lost at their end."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--plot", "somewhere"])
+    assert "drawing needs matplotlib: pip install matplotlib, or leave --plot out" in capsys.readouterr().err
 
 
 def test_a_server_that_is_named_and_not_there_is_an_error(monkeypatch):
