@@ -206,7 +206,7 @@ class Recorder:
             if seen := await self._seen.look():
                 try:
                     await self._statuses.write(seen)
-                except Unavailable:
+                except BaseException:
                     self._seen.forget()
                     raise
 

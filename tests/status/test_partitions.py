@@ -50,6 +50,7 @@ async def test_what_happens_in_each_partition_is_recorded_under_its_name(app, se
     recording = asyncio.create_task(run(settings, stop))
 
     async def known():
+        assert not recording.done(), recording
         return {each["_id"]: each for each in await statuses.find({})} if await _count(statuses) == 30 else {}
 
     documents = await eventually(known, "all are recorded")
