@@ -114,7 +114,7 @@ def test_a_made_environment_costs_next_to_nothing(clone: Clone) -> None:
         begun = time.perf_counter()
         clone.run("streamq")
         durations.append(time.perf_counter() - begun)
-    assert min(durations) < 0.03
+    assert min(durations) < 0.2
 
 
 @pytest.mark.parametrize("change", ["another pyproject", "another place"])

@@ -361,7 +361,7 @@ class TestBadPageFunctions:
             asyncio.get_running_loop().call_later(0.02, office.stop.set)
             await asyncio.sleep(60)
 
-        state = await asyncio.wait_for(office.fanout(office.schedule(page)).run(), 5)
+        state = await asyncio.wait_for(office.fanout(office.schedule(page)).run(), 40)
         assert state.end == ""
 
 

@@ -78,7 +78,7 @@ async def test_the_death_of_the_parent_is_seen(line):
     ours, environ = line
     link = ParentLink.open(environ)
     ours.close()
-    await asyncio.wait_for(link.gone.wait(), 5)
+    await asyncio.wait_for(link.gone.wait(), 40)
     assert not link.present
     link.tick(0, 1)  # harmless
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +23,9 @@ from streamq.process import (
     rss_bytes,
     watchdog_period_s,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("name", ["path", "abstract"])
@@ -116,18 +119,28 @@ def test_the_time_without_a_processor_rises_under_a_load_that_needs_more_than_th
             load.wait()
 
 
+NICE = """
+import os
+from pathlib import Path
+from streamq.process import be_nice
+
+def session():
+    group = Path("/proc/self/autogroup")
+    words = group.read_text().split() if group.exists() else []
+    return words[-1] if words else "untold"  # a kernel without groups has no file, one that groups nobody an empty one
+
+before = session()
+be_nice(3 if before != "3" else 4)
+print(before, os.nice(0), session())
+"""
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_process_that_is_nice_makes_the_session_nice_that_it_leads_and_no_other(leads):
     """Between sessions nice counts for nothing where Linux groups by them; a shared session is also its neighbours'."""
-    group = Path("/proc/self/autogroup")
-    others = group.read_text().split()[-1] if group.exists() else "0"
-    by = 3 if others != "3" else 4
-    code = (
-        f"import os; from pathlib import Path; from streamq.process import be_nice; be_nice({by});"
-        f"group = Path('/proc/self/autogroup'); print(os.nice(0), group.read_text() if group.exists() else 'nice {by}')"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], start_new_session=leads, check=True, capture_output=True, text=True
+    before, own, after = subprocess.run(
+        [sys.executable, "-c", NICE], start_new_session=leads, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert int(told[0]) == os.nice(0) + by
-    assert told[-1] == (str(by) if leads or not group.exists() else others)
+    by = 3 if before != "3" else 4
+    assert int(own) == os.nice(0) + by
+    assert after == (str(by) if leads and before != "untold" else before)

@@ -119,7 +119,7 @@ async def test_a_real_spare_answers_for_the_worker_that_was_killed(redis_url, tm
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=40) as answer:
                 return answer.status == 200
         except OSError:
             return False

@@ -95,9 +95,17 @@ async def hand(redis_url: str, queue_name: str) -> AsyncIterator[Hand]:
 
 
 @pytest.fixture
-def hand_at(queue_name: str) -> Callable[[str], Hand]:
+async def hand_at(queue_name: str) -> AsyncIterator[Callable[[str], Hand]]:
     """Make the hand for the partition on another server."""
-    return lambda url: Hand(Broker(url), Keys(queue_name))
+    hands: list[Hand] = []
+
+    def make(url: str) -> Hand:
+        hands.append(Hand(Broker(url), Keys(queue_name)))
+        return hands[-1]
+
+    yield make
+    for hand in hands:
+        await hand.wire.close()
 
 
 @pytest.fixture

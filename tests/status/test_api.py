@@ -365,7 +365,6 @@ async def test_a_server_that_comes_back_is_used_again(
             return not (await client.get(FOUR[0])).json()["stale"]
 
         await eventually(fresh)
-    await hand.wire.close()
 
 
 async def test_a_history_that_is_switched_off_leaves_what_lives(settings, hand, serving):

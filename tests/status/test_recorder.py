@@ -30,22 +30,18 @@ async def outbox_length(hand):
     return await hand.wire.call("XLEN", hand.keys.outbox)
 
 
-async def test_what_workers_report_is_in_mongodb_within_a_second_and_gone_from_the_outbox(
-    hand, statuses, recording, eventually
-):
-    """Promise G13, for final states."""
+async def test_what_workers_report_is_soon_in_mongodb_and_gone_from_the_outbox(hand, statuses, recording, eventually):
+    """Promise G13, for final states; how soon is what `benchmarks.status` measures."""
     async with recording(hand, statuses) as recorder:
         await eventually(lambda: hand.wire.call("EXISTS", hand.keys.outbox))
         for number in range(50):
             await hand.finish(
                 (f"a{number}", hand.record()), (f"b{number}", hand.record("dead", x={"t": "E", "m": "no"}))
             )
-        began = asyncio.get_running_loop().time()
-        await eventually(lambda: statuses.count({}, limit_s=5), "all are there")
+        await eventually(lambda: _is(statuses.count({}, limit_s=5), 100), "all are there")
         await eventually(lambda: _is(outbox_length(hand), 0))
-        assert asyncio.get_running_loop().time() - began < 1
         assert set((await states(statuses)).values()) == {"completed", "dead"}
-        assert recorder.recorded == 100
+        await eventually(lambda: _recorded(recorder, 100))
 
 
 async def _is(value, expected):
@@ -185,8 +181,12 @@ async def test_redis_killed_and_restarted_is_waited_for(
         await eventually(lambda: _answers(hand))
         await hand.finish(("after", hand.record()))
         await eventually(lambda: _is(states(statuses), {"before": "completed", "after": "completed"}), timeout=50)
-        assert recorder.recorded == 2
-    await hand.wire.close()
+        await eventually(lambda: _recorded(recorder, 2))
+
+
+async def _recorded(recorder, jobs):
+    """MongoDB shows a document before the recorder has heard that it wrote it."""
+    return recorder.recorded == jobs
 
 
 async def _answers(hand):
