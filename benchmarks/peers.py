@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from benchmarks import crash
 from benchmarks.drains import Drained, drain, tallied
 from benchmarks.harness import Bar, Part, Report, Scale, at_least, median, percentile, ratios, run
+from benchmarks.kept import Unlike, keep, kept_document
 from benchmarks.plots import folder_of_plots, plot_peers
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import APPEND_ONLY, RedisServer
@@ -345,7 +347,22 @@ def parts(chosen: argparse.Namespace, scale: Scale) -> list[Part]:
         "crash_fast": (partial(_crash, systems=systems, setting="fast", limit_s=chosen.crash_limit), 0),
     }
     wanted = chosen.scenarios or [name for name, (_, quick_s) in every.items() if quick_s or not scale.quick]
-    return [Part([name], every[name][0], quick_s=every[name][1] or 10) for name in wanted]
+    return [Part([name], _named(name, every[name][0]), quick_s=every[name][1] or 10) for name in wanted]
+
+
+def _named(scenario: str, step: Callable[[Report], None]) -> Callable[[Report], None]:
+    """Note which figures a scenario gave, and when."""
+
+    def measure(report: Report) -> None:
+        before = len(report.results)
+        told = report.extra.setdefault("scenarios", {})[scenario] = {
+            "figures": [scenario]
+        }  # as it is called if it fails
+        step(report)
+        told["figures"] = [result.name for result in report.results[before:]]
+        told["measured_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+
+    return measure
 
 
 def _options() -> argparse.ArgumentParser:
@@ -354,6 +371,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--scenarios", nargs="+", metavar="NAME", help="which to run; all, unless named")
     options.add_argument("--rounds", type=int, metavar="N", help="5, or 2 with --quick, unless given")
     options.add_argument("--crash-limit", type=float, default=75, metavar="S", help="wait so long for a restart")
+    options.add_argument(
+        "--into", type=kept_document, metavar="FILE", help="keep it there, beside the scenarios that are"
+    )
     options.add_argument("--plot", type=folder_of_plots, metavar="FOLDER", help="draw the figures into SVG files there")
     return options
 
@@ -396,8 +416,16 @@ def _finish(chosen: argparse.Namespace, report: Report) -> None:
                "requirements": SYSTEMS[name].requirements or "as streamq"}
         for name in chosen.systems
     }  # fmt: skip
+    for scenario in report.extra["scenarios"].values():
+        scenario["cores_kept_busy_by_others"] = round(report.other_load, 2)
+    document = report.as_json()
+    if chosen.into is not None:
+        try:
+            document = keep(chosen.into, document)
+        except Unlike as error:
+            report.notes.append(f"not kept: {error}")
     if chosen.plot is not None:
-        plot_peers(report.as_json(), chosen.plot)
+        plot_peers(document, chosen.plot)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_two_systems_are_measured_in_the_same_rounds(capsys):
     assert results["drain_noop.raw"]["detail"]["ratio_to_raw"] == 1
     assert results["drain_vs_raw"]["unit"] == "x raw"
     assert results["enqueue_many.streamq"]["value"] > 0
+    assert document["scenarios"]["enqueue_many"]["figures"] == ["enqueue_many.raw", "enqueue_many.streamq"]
 
 
 @pytest.mark.slow
