@@ -127,7 +127,7 @@ class Envelope(
     cost: float | None = None
     """The producer's hint of how long the job runs, on a scale of its own."""
     crashes: _Whole = 0
-    """How many child processes died while they ran the job, each under a worker that lived on."""
+    """How many processes had died over the job when a child process was the last of them."""
     gates: str = ""
     """What the job has to pass before it starts, see `Gates`. On the wire it comes first: the scripts look for it there."""
     weight: _Whole = 1
@@ -230,6 +230,8 @@ class Crashed:
 
     delay_ms: int
     failure: Failure
+    crashes: int
+    """How many processes have died over the job, with this one."""
 
 
 @dataclass(slots=True)
@@ -237,6 +239,8 @@ class Dead:
     """The job ends failed and is kept as a dead letter."""
 
     failure: Failure
+    crashes: int = 0
+    """How many processes have died over the job, if it ends for that; 0: what was known of it before holds."""
 
 
 @dataclass(slots=True)

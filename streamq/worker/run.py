@@ -207,10 +207,11 @@ def _crashed(job: RunningJob, error: ProcessDied) -> Outcome:
     """Run a job again whose process died, up to the crash limit; it uses up no attempt."""
     crashes = job.delivery.crashes + job.envelope.crashes + 1
     if crashes >= CRASH_LIMIT:
-        return Dead(Failure("CrashedProcess", f"{crashes} processes died while they ran this job; {_message(error)}"))
+        words = f"{crashes} processes died while they ran this job; {_message(error)}"
+        return Dead(Failure("CrashedProcess", words), crashes)
     failure = Failure("CrashedProcess", _message(error))
     delay_ms = _delay_ms(job, crashes, failure, error)
-    return Dead(failure) if delay_ms is None else Crashed(delay_ms, failure)
+    return Dead(failure, crashes) if delay_ms is None else Crashed(delay_ms, failure, crashes)
 
 
 def _again(job: RunningJob, failure: Failure, error: BaseException) -> Outcome:

@@ -153,8 +153,10 @@ def _keep_or_free(settled: Settled, envelope: Envelope) -> None:
 def _ended(delivery: Delivery, outcome: Dead | Cancelled | Expired, begun_ms: int, finished_ms: int) -> Settled:
     record = _record(delivery, _END_STATES[type(outcome)], begun_ms, finished_ms)
     match outcome:
-        case Dead(failure=failure):
+        case Dead(failure=failure, crashes=crashes):
             record["x"] = _error(failure)
+            if crashes:
+                record["c"] = crashes
         case Cancelled(reason=reason):
             record["x"] = _error(Failure("Cancelled", reason))
         case Expired():
@@ -186,8 +188,8 @@ def _requeued(
     if envelope is not None and isinstance(outcome, Retrying | Crashed):
         envelope = _next_try(envelope, outcome)
         fields = _record(delivery, "retrying", begun_ms, finished_ms)
-        if envelope.crashes:
-            fields["c"] = envelope.crashes + delivery.crashes
+        if isinstance(outcome, Crashed):
+            fields["c"] = outcome.crashes
         fields["d"] = finished_ms + outcome.delay_ms
         fields["x"] = _error(outcome.failure)
         record = orjson.dumps(fields)
@@ -202,7 +204,7 @@ def _requeued(
 
 def _next_try(envelope: Envelope, outcome: Retrying | Crashed) -> Envelope:
     if isinstance(outcome, Crashed):
-        return msgspec.structs.replace(envelope, crashes=envelope.crashes + 1)
+        return msgspec.structs.replace(envelope, crashes=outcome.crashes)
     return msgspec.structs.replace(envelope, attempt=envelope.attempt + 1)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 
 from streamq.codec import decode_envelope, encode_envelope
 from streamq.job import (
+    CRASH_LIMIT,
     SUCCESSORS,
     Cancel,
     Cancelled,
@@ -34,7 +35,7 @@ from streamq.job import (
 )
 from streamq.registry import HandlerSpec
 from streamq.retry import Never, RetryPolicy
-from streamq.worker.run import RunningJob, run
+from streamq.worker.run import ProcessDied, RunningJob, run
 from streamq.worker.settle import reported, settle
 
 BEGUN_MS = 1_000_000
@@ -192,3 +193,37 @@ def test_a_date_that_has_passed_is_now():
     """Not an hour ago."""
     assert RateLimited("Wed, 21 Oct 2015 07:28:00 GMT").delay_ms == 0
     assert RateLimited("Wed, 21 Oct 2015 07:28:00 -0000").delay_ms == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2], ids=["no worker", "a worker", "two workers"])
+def test_a_record_counts_as_many_crashes_as_the_error_of_the_job_says(workers):
+    """Whether its workers died or processes under them: what a new life of the job begins with, no crash is left out."""
+    envelope, told = Envelope("greet"), []
+
+    async def end() -> Dead:
+        nonlocal envelope
+        for crashes in (workers, 0, 0):
+            job = running(envelope, ProcessDied("exit 3"))
+            job.delivery.crashes = crashes
+            outcome = await run(job)
+            settled = settle(job.delivery, outcome, BEGUN_MS, BEGUN_MS + 5)
+            told.append(orjson.loads(settled.record)["c"])
+            if isinstance(outcome, Dead):
+                return outcome
+            envelope = decode_envelope(settled.requeue[3])
+        pytest.fail("it would crash for ever")
+
+    dead = asyncio.run(end())
+    assert told == list(range(workers + 1, CRASH_LIMIT + 1))
+    assert dead.failure.message == f"{CRASH_LIMIT} processes died while they ran this job; exit 3"
+
+
+def test_a_crash_that_is_not_tried_again_is_counted_all_the_same():
+    policy = RetryPolicy(on={ProcessDied: Never})
+
+    async def end():
+        job = running(Envelope("greet"), ProcessDied("exit 3"), policy=policy)
+        return settle(job.delivery, await run(job), BEGUN_MS, BEGUN_MS + 5)
+
+    record = orjson.loads(asyncio.run(end()).record)
+    assert (record["s"], record["c"], record["x"]["m"]) == ("dead", 1, "exit 3")

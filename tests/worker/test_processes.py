@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+import orjson
 import pytest
 
 from streamq import StreamQ
@@ -109,6 +110,10 @@ async def test_a_process_that_dies_costs_its_own_job_a_crash_and_nobody_elses(ca
     assert [await other.result() for other in others] == [0, 1, 2, 3, 4]
     assert worker.slots.counters["crashed"] == 2
     assert worker.slots.counters["dead"] == 1
+    wire = cage.client.broker.wire()
+    [letter] = await Inspection(wire, Keys("default")).dead(2)
+    await wire.close()
+    assert orjson.loads(letter.record)["c"] == 3
     assert len(worker.slots.running) == 1
     assert await running.cancel() == "asked"
 
