@@ -363,7 +363,7 @@ def _of_place(queue: str, place: Located) -> JobStatus:
         fields["max_attempts"] = envelope.max_attempts
     return JobStatus(
         id=place.job_id,
-        state=_live_state(place, fields.get("attempt", 1)),
+        state=place.state_at(fields.get("attempt", 1)),
         queue=queue,
         lane=place.lane,
         lane_reason=reason_of(place.why) or None,
@@ -422,10 +422,6 @@ def _moment(ms: int) -> datetime | None:
 
 def _ended(job: JobStatus) -> tuple[float, str]:
     return (job.finished_at.timestamp() if job.finished_at else 0.0, job.id)
-
-
-def _live_state(place: Located, attempt: int) -> str:
-    return "retrying" if place.state == "scheduled" and attempt > 1 else place.state
 
 
 def _updated(job: JobStatus, place: Located | None) -> JobStatus:

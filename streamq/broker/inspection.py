@@ -36,6 +36,8 @@ BLOCKED_FROM = 1 << 48
 _BLOCK_STEP = 1 << 42
 _BLOCKS_MAX = 128
 _BLOCKS = ("h:", "k:")
+_BEFORE_ID = len("p00000000000000")
+"""A letter, the priority and when it was enqueued in ms stand before the id of a job that waits at a gate, see cycle.lua."""
 
 
 class Pause(NamedTuple):
@@ -166,7 +168,7 @@ class Delayed(NamedTuple):
 
     job_id: str
     due_ms: int
-    """0 when it waits for the end of a block."""
+    """0 when it waits for the end of a block, or at a gate."""
     lane: str
     enqueued_ms: int
     envelope: bytes
@@ -202,6 +204,10 @@ class Located(NamedTuple):
     """How many others of the gate come first."""
     parked_ms: int = 0
     """Since when it has waited at gates, server time."""
+
+    def state_at(self, attempt: int) -> str:
+        """Return its state, given the attempt of its envelope: one that is scheduled for a later one is retrying."""
+        return "retrying" if self.state == "scheduled" and attempt > 1 else self.state
 
 
 class Explanation(NamedTuple):
@@ -342,9 +348,29 @@ class Inspection:
         rows = await self._wire.call("ZRANGE", self.keys.delayed, offset, offset + limit - 1, "WITHSCORES")
         if not rows:
             return []
-        payloads = await self._wire.call("HMGET", self.keys.payload, *rows[::2])
-        found = zip(rows[::2], rows[1::2], payloads, strict=True)
-        return [_delayed(job_id, due, payload) for job_id, due, payload in found if payload]
+        return await self._waiting(rows[::2], rows[1::2])
+
+    async def parked(self, *, limit: int, after: bytes = b"") -> tuple[list[Delayed], bytes]:
+        """List jobs that wait at gates, gate by gate, in each by priority and the oldest first. Two round trips.
+
+        Args:
+            limit: How many places to look at, at least 1, those that are taken included.
+            after: What the last call returned; empty to begin.
+
+        Returns:
+            The jobs, and where to go on; empty at the end.
+        """
+        start = b"(" + after if after else "-"
+        members = await self._wire.call("ZRANGE", self.keys.gates, start, "+", "BYLEX", "LIMIT", 0, limit)
+        places = [member.partition(b"\0")[2] for member in members]
+        job_ids = [place[_BEFORE_ID:] for place in places if place[:1] == b"p"]
+        jobs = await self._waiting(job_ids, [b"0"] * len(job_ids)) if job_ids else []
+        return jobs, members[-1] if len(members) == limit else b""
+
+    async def _waiting(self, job_ids: Sequence[bytes], due: Sequence[bytes]) -> list[Delayed]:
+        payloads = await self._wire.call("HMGET", self.keys.payload, *job_ids)
+        found = zip(job_ids, due, payloads, strict=True)
+        return [_delayed(job_id, due_ms, payload) for job_id, due_ms, payload in found if payload]
 
     async def blocked(self, limit: int) -> list[str]:
         """List the ids of jobs that wait for the end of a block, the newest first. One round trip."""

@@ -12,9 +12,9 @@ from streamq.cli.options import output_options, setting_options
 from streamq.errors import JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-    from streamq.broker.inspection import Located
+    from streamq.broker.inspection import Delayed, Inspection, Located
     from streamq.broker.orders import Cancelled
     from streamq.cli.output import Output
     from streamq.cli.servers import Redis
@@ -24,6 +24,8 @@ __all__ = ["jobs"]
 
 HISTORY_LIMIT_S = 2.0
 
+_STATES = ("queued", "running", "scheduled", "retrying", "parked", "blocked")
+_PLACES_PAGE = 1_000
 _COLUMNS = ["id", "queue", "handler", "user", "state", "attempt", "enqueued_at"]
 
 
@@ -96,23 +98,45 @@ async def _cancelled(settings: Settings, job_id: str, reason: str) -> Cancelled:
 
 @jobs.command("ls")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="The most to list.")
+@click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Only these; give it once for each.")
 @setting_options("app", "queues", short=False)
 @output_options
-def list_jobs(settings: Settings, limit: int, out: Output) -> None:
-    """List the newest jobs that wait, run or are blocked, newest first."""
-    out.rows(asyncio.run(_newest(settings, limit)), _COLUMNS, id_of="id")
+def list_jobs(settings: Settings, limit: int, states: tuple[str, ...], out: Output) -> None:
+    """List jobs that have not ended, newest first.
+
+    A parked one waits at a limit of its handler or for its turn, a blocked one for the end of a block. Where there are many, of
+    those that wait in lanes the newest are looked at, of scheduled ones those that are due first, of running and parked ones some.
+    """
+    out.rows(asyncio.run(_newest(settings, limit, states or _STATES)), _COLUMNS, id_of="id")
 
 
-async def _newest(settings: Settings, limit: int) -> list[dict[str, Any]]:
+async def _newest(settings: Settings, limit: int, states: Collection[str]) -> list[dict[str, Any]]:
     from streamq.cli.servers import redis
 
     found: list[dict[str, Any]] = []
     async with redis(settings) as server:
         for queue in server.queues:
-            newest = [entry.job_id for entry in await queue.view.newest(limit)]
-            places = await queue.view.locate_many([*newest, *await queue.view.blocked(limit)])
+            places = await queue.view.locate_many(await _living(queue.view, limit))
             found += [_described(queue.name, place, server) for place in places.values()]
-    return sorted(found, key=lambda job: job["enqueued_at"], reverse=True)[:limit]
+    wanted = [job for job in found if job["state"] in states]
+    return sorted(wanted, key=lambda job: job["enqueued_at"], reverse=True)[:limit]
+
+
+async def _living(view: Inspection, limit: int) -> list[str]:
+    """List the ids of jobs of each state, of each as many as are to be listed."""
+    _, flights = await view.flights(limit=limit)
+    in_lanes = [*await view.newest(limit), *(entry for entry in await view.entries(flights) if entry is not None)]
+    put_by = [*await view.delayed(limit=limit), *await _parked(view, limit)]
+    known = [*(entry.job_id for entry in in_lanes), *(job.job_id for job in put_by), *await view.blocked(limit)]
+    return list(dict.fromkeys(known))
+
+
+async def _parked(view: Inspection, limit: int) -> list[Delayed]:
+    found, after = await view.parked(limit=_PLACES_PAGE)
+    while after and len(found) < limit:
+        more, after = await view.parked(limit=_PLACES_PAGE, after=after)
+        found += more
+    return found[:limit]
 
 
 def _max_attempts(server: Redis, handler: str, given: int) -> int | str:
@@ -132,7 +156,7 @@ def _described(queue: str, place: Located, server: Redis) -> dict[str, Any]:
         "queue": queue,
         "handler": envelope.handler,
         "user": envelope.key,
-        "state": "blocked" if place.state == "scheduled" and not place.due_ms else place.state,
+        "state": _state(place, envelope.attempt),
         "attempt": envelope.attempt,
         "max_attempts": _max_attempts(server, envelope.handler, envelope.max_attempts),
         "lane": place.lane,
@@ -144,6 +168,12 @@ def _described(queue: str, place: Located, server: Redis) -> dict[str, Any]:
         "args": envelope.args,
         "kwargs": envelope.kwargs,
     }
+
+
+def _state(place: Located, attempt: int) -> str:
+    if place.gate is not None:
+        return "parked"
+    return "blocked" if place.state == "scheduled" and not place.due_ms else place.state_at(attempt)
 
 
 def _waiting(place: Located) -> dict[str, Any]:

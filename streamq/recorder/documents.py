@@ -159,9 +159,15 @@ def scheduled(queue: str, job: Delayed) -> StatusWrite | None:
     envelope = _envelope(job.envelope)
     if envelope is None or envelope.attempt > 1 or envelope.starts:
         return None
-    fields = _of_envelope(queue, envelope, job.lane, job.enqueued_ms)
-    fields |= {"state": State.SCHEDULED.value, "due_at": from_ms(job.due_ms) if job.due_ms else None}
-    return StatusWrite(job.job_id, job.enqueued_ms << _VERSION_SHIFT, True, fields, [])
+    return _put_by(
+        queue, envelope, job, {"state": State.SCHEDULED.value, "due_at": from_ms(job.due_ms) if job.due_ms else None}
+    )
+
+
+def parked(queue: str, job: Delayed) -> StatusWrite | None:
+    """Make the status of a job that waits at a gate; None if its envelope is not one that this version reads."""
+    envelope = _envelope(job.envelope)
+    return None if envelope is None else _put_by(queue, envelope, job, {"state": State.QUEUED.value})
 
 
 def unstorable(value: Json) -> str:
@@ -301,6 +307,11 @@ def _seen(queue: str, entry: LaneEntry, state: dict[str, Any]) -> StatusWrite | 
     if reason := reason_of(entry.why):
         fields["lane_reason"] = reason
     return StatusWrite(entry.job_id, version_of(entry.id), True, fields, [])
+
+
+def _put_by(queue: str, envelope: Envelope, job: Delayed, state: dict[str, Any]) -> StatusWrite:
+    fields = _of_envelope(queue, envelope, job.lane, job.enqueued_ms) | state
+    return StatusWrite(job.job_id, job.enqueued_ms << _VERSION_SHIFT, True, fields, [])
 
 
 def _envelope(raw: bytes) -> Envelope | None:

@@ -18,7 +18,7 @@ from streamq.cli import run
 
 SHOP = """
 from datetime import timedelta
-from streamq import RetryPolicy, StreamQ, current_job
+from streamq import Retry, StreamQ
 
 app = StreamQ()
 
@@ -33,6 +33,10 @@ async def everybody(page):
 @app.handler(max_attempts=1)
 async def fail(word: str):
     raise ValueError(f"bad {word}")
+
+@app.handler
+async def stumble():
+    raise Retry(timedelta(hours=1))
 
 @app.handler(timeout=None)
 async def wait_for(path: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pymongo
@@ -42,15 +43,16 @@ def park(redis_url):
         async def act() -> None:
             broker = Broker(redis_url)
             partition = broker.partition("default")
-            await partition.register("w1")
+            name = uuid.uuid4().hex
+            await partition.register(name)
             drafts = [
                 NewJob(name, 2, encode_envelope(Envelope("refresh", key=key, gates=gates.of_job(key))))
                 for name, key in jobs
             ]
-            await partition.add("tests", 1, drafts)
+            await partition.add(name, 1, drafts)
             want, plain = (0 if gates.is_fair else 100), {"dead_after_ms": 99999, "control_cursor": b"0-0"}
             reads = [(2, 128, 0)]
-            await partition.cycle("w1", Report(), want=want, reads=reads, limits=(0, 1), now=0.0, **plain)
+            await partition.cycle(name, Report(), want=want, reads=reads, limits=(0, 1), now=0.0, **plain)
             await partition.wire.close()
             await broker.close()
 
@@ -97,10 +99,28 @@ def test_fairness_tells_who_waits_for_a_turn(command, park):
 def test_a_job_that_waits_at_a_gate_is_shown_with_it_and_how_many_come_before(command, park):
     park(Gates.of("refresh", 1, None, 0, None), *THREE_OF_ADA)
     job = json.loads(command("jobs", "show", "a3", "--json").out)
-    assert (job["state"], job["parked_at"], job["before_it"]) == ("queued", "concurrency_per_key of refresh for ada", 1)
+    assert (job["state"], job["parked_at"], job["before_it"]) == ("parked", "concurrency_per_key of refresh for ada", 1)
     since = datetime.fromisoformat(job["parked_since"])
     assert timedelta(0) <= datetime.now(UTC) - since < timedelta(minutes=1)
     assert "parked_at" not in json.loads(command("jobs", "show", "b1", "--json").out)
+
+
+def test_jobs_ls_lists_jobs_that_wait_at_gates_and_for_their_turn_as_parked(command, park):
+    park(Gates.of("refresh", 1, None, 0, None), *THREE_OF_ADA)
+    park(Gates.of("refresh", 0, None, 0, None, fair=True), ("f1", "ada"))
+    listed = {row[0]: row[4] for row in command("jobs", "ls").rows}
+    assert listed == {"a1": "running", "b1": "running", "a2": "parked", "a3": "parked", "f1": "parked"}
+    (queue,) = json.loads(command("status", "--json").out)["queues"]
+    assert queue["parked"] == list(listed.values()).count("parked")
+    assert sorted(command("jobs", "ls", "--state", "parked", "-q").out.split()) == ["a2", "a3", "f1"]
+    assert len(command("jobs", "ls", "--state", "parked", "--limit", "2").rows) == 2
+
+
+def test_all_parked_jobs_are_found_however_many_places_are_taken_before_them(command, park, monkeypatch):
+    """They lie among those that have a place, and are looked for page by page."""
+    monkeypatch.setattr("streamq.cli.jobs._PLACES_PAGE", 2)
+    park(Gates.of("refresh", 1, None, 0, None), *((f"{user}{n}", user) for user in "abcde" for n in range(2)))
+    assert sorted(command("jobs", "ls", "--state", "parked", "-q").out.split()) == ["a1", "b1", "c1", "d1", "e1"]
 
 
 def test_status_and_doctor_tell_of_a_gate_where_a_job_has_waited_long(command, park, redis_url):

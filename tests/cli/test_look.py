@@ -144,6 +144,23 @@ def test_jobs_ls_lists_blocked_jobs_among_the_others(programs, eventually_sync):
     assert listed() == [(younger, "queued")]
 
 
+def test_jobs_ls_lists_jobs_that_are_due_later_and_those_that_wait_for_their_next_attempt(programs, eventually_sync):
+    """`status` counts both as scheduled; here somebody looks for one of them."""
+    later = programs.run("enqueue", "refresh", "user_id=1", "--delay", "3600", "-q").out.strip()
+    failed = programs.run("enqueue", "stumble", "-q").out.strip()
+    worker = programs.start("worker", "--no-parent")
+
+    def listed(*words: str) -> list[tuple[str, str]]:
+        return [(row[0], row[4]) for row in programs.run("jobs", "ls", *words).rows]
+
+    eventually_sync(lambda: listed() == [(failed, "retrying"), (later, "scheduled")], "its first attempt fails")
+    worker.stop()
+    assert listed("--state", "scheduled") == [(later, "scheduled")]
+    assert listed("--state", "retrying", "--state", "queued") == [(failed, "retrying")]
+    (queue,) = json.loads(programs.run("status", "--json").out)["queues"]
+    assert queue["scheduled"] == 2
+
+
 def test_an_unknown_job_is_exit_1_with_the_places_that_were_searched(command):
     """It may have ended long ago."""
     told = command("jobs", "show", "nope")

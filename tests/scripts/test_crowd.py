@@ -146,3 +146,21 @@ async def test_explain_says_where_the_holder_of_a_dedup_key_waits(board, view):
     assert told.why == (
         "the holder waits at a gate, concurrency_per_key of refresh for ada, with 0 before it: a call returns it"
     )
+
+
+async def test_jobs_that_wait_at_gates_are_listed_page_by_page_without_those_that_have_a_place(board, view):
+    await board.join("w1")
+    assert await view.parked(limit=2) == ([], b"")
+    await park(board, Gates.of("refresh", 1, None, 2, None), "a1", "a2", "a3", key="a p1")
+    await add(board, Gates.of("refresh", 0, None, 0, None, fair=True), "f1", "f2", key="bob", lane=6)
+    found, after, pages = [], b"", 0
+    while pages == 0 or after:
+        jobs, after = await view.parked(limit=2, after=after)
+        found += jobs
+        pages += 1
+    assert pages > 2
+    assert {(job.job_id, job.lane, job.due_ms) for job in found} == {
+        ("a2", "normal", 0), ("a3", "normal", 0), ("f1", "low.slow", 0), ("f2", "low.slow", 0),
+    }  # fmt: skip
+    assert len(found) == 4
+    assert (await view.parked(limit=100)) == (found, b"")

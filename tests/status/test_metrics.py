@@ -207,6 +207,25 @@ async def test_the_api_tells_where_a_job_waits_and_what_a_gate_holds(client, han
     assert len((await client.get(f"/v1/queues/{queue_name}/gates?limit=1")).json()["gates"]) == 1
 
 
+async def test_jobs_that_wait_at_gates_are_in_the_history_and_so_in_the_lists_of_the_api(
+    client, hand, statuses, recording, eventually
+):
+    """Those of a fair queue never come into a lane before they start."""
+    await park(hand, Gates.of("refresh", 0, None, 0, None, fair=True), *JOBS)
+
+    async def listed() -> dict:
+        jobs = (await client.get("/v1/jobs?state=queued")).json()["items"]
+        return {job["id"]: job["parked"] and job["parked"]["gate"] for job in jobs}
+
+    async with recording(hand, statuses):
+        await eventually(lambda: _has(listed(), 4), "the recorder has seen them")
+    assert await listed() == {**dict.fromkeys(("a1", "a2", "a3"), "the turn of ada"), "b1": "the turn of bob"}
+
+
+async def _has(listed, count):
+    return len(await listed) == count
+
+
 async def test_the_api_tells_whose_turn_it_is(client, hand, queue_name):
     await park(hand, Gates.of("refresh", 0, None, 0, None, fair=True), *JOBS)
     told = (await client.get(f"/v1/queues/{queue_name}/gates")).json()
