@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -50,9 +51,15 @@ def make(system: System) -> None:
         NotToBeHad: Its interpreter is not here, or a registry does not have it.
     """
     folder = folder_of(system)
-    if (folder / "made").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two programs that need it, one makes it and the other waits
+        if not (folder / "made").exists():
+            _make(system, folder)
+
+
+def _make(system: System, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what a program that was stopped has left
     folder.mkdir(parents=True)
     try:
         for command in _node(system, folder) if system.is_node else _venv(system, folder):

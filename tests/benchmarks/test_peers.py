@@ -2,6 +2,7 @@
 
 import ast
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import crash, fairness, peers
 from benchmarks.servers import server_binary
 from benchmarks.systems import SYSTEMS, System
-from benchmarks.systems.environments import NotToBeHad, make
+from benchmarks.systems.environments import NotToBeHad, folder_of, make
 
 FOLDER = Path(peers.__file__).parent / "systems"
 OWN = ["raw", "streamq"]
@@ -53,6 +54,18 @@ def test_a_system_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_programs_that_need_an_environment_make_it_once(tmp_path, monkeypatch):
+    """Else one would remove what the other is making."""
+    monkeypatch.setattr("benchmarks.systems.environments.HOME", tmp_path)
+    system = System("six", ("six==1.17.0",))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: make(system), range(3)))
+    assert (folder_of(system) / "made").exists()
+    assert list(folder_of(system).glob("lib/python*/site-packages/six-1.17.0.dist-info"))
+
+
+@pytest.mark.slow
 def test_a_system_that_needs_a_newer_server_is_left_out_and_named(monkeypatch):
     """Which server would do is said, and how to give it."""
     monkeypatch.setitem(SYSTEMS, "newest", System("newest", needs_redis=(99, 1)))
@@ -80,7 +93,7 @@ def test_a_server_that_is_named_and_not_there_is_an_error(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_two_systems_are_measured_in_the_same_rounds(capsys):
     """The document has each figure, its ratio to the limit, and what each system promises."""
     sizes = ["--quick", "--json", "--systems", *OWN, "--scenarios", "drain_noop", "enqueue_many"]
@@ -95,7 +108,7 @@ def test_two_systems_are_measured_in_the_same_rounds(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_killed_worker_costs_seconds_and_no_job():
     """The scenario counts what was lost and what ran twice; for streamq that is nothing."""
     system = SYSTEMS["streamq"]
