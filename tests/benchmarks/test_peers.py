@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import crash, fairness, peers
 from benchmarks.servers import server_binary
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import SYSTEMS, System, environments
 from benchmarks.systems.environments import NotToBeHad, folder_of, make
 
 FOLDER = Path(peers.__file__).parent / "systems"
@@ -58,10 +58,12 @@ def test_a_system_that_cannot_be_installed_is_named(tmp_path, monkeypatch):
 def test_two_programs_that_need_an_environment_make_it_once(tmp_path, monkeypatch):
     """Else one would remove what the other is making."""
     monkeypatch.setattr("benchmarks.systems.environments.HOME", tmp_path)
+    made, really = [], environments._make
+    monkeypatch.setattr(environments, "_make", lambda *given: (made.append(given), really(*given)))
     system = System("six", ("six==1.17.0",))
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda _: make(system), range(3)))
-    assert (folder_of(system) / "made").exists()
+    assert made == [(system, folder_of(system))]
     assert list(folder_of(system).glob("lib/python*/site-packages/six-1.17.0.dist-info"))
 
 
