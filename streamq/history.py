@@ -184,6 +184,12 @@ class History:
         found = await self._statuses.find({"_id": job_id}, limit=1, limit_s=READ_LIMIT_S)
         return status_of(found[0]) if found else None
 
+    async def completed(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Return those of these jobs that have completed, without their attempts."""
+        query = {"_id": {"$in": list(job_ids)}, "state": State.COMPLETED.value}
+        found = await self._statuses.find(query, without=("attempts", "log"), limit_s=READ_LIMIT_S)
+        return {document["_id"]: status_of(document) for document in found}
+
     async def page(self, which: Filter, *, limit: int, after: tuple[datetime, str] | None = None) -> Page:
         """List jobs by the time of their enqueue, newest first.
 

@@ -171,6 +171,11 @@ class Keys:
         return self._key("openings")
 
     @property
+    def lineage(self) -> str:
+        """String: the server's replication id, and since when it is that one."""
+        return self._key("lineage")
+
+    @property
     def fair(self) -> str:
         """Sorted set: the virtual times of the keys of a fair queue."""
         return self._key("fair")

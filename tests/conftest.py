@@ -38,7 +38,7 @@ T = TypeVar("T")
 # Every key that may outlive its jobs, as docs/architecture.md lists them. All others must carry a TTL.
 STRUCTURAL_KEY = re.compile(
     r"\{sq:[^:]+:\d+\}:"
-    r"(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|counts|control|pause|cost|times|gates|places|openings|fair)"
+    r"(lane:(high|normal|low)(\.slow)?|delayed|payload|index|outbox|workers|dead|producers|counts|control|pause|cost|times|gates|places|openings|fair|lineage)"
 )
 REDIS_FIXTURES = {"redis_url", "redis_server", "cluster"}
 

@@ -480,6 +480,21 @@ class Partition:
         """Add numbers to what is counted. After an error some may be added and some not."""
         await self._wire.pipeline([("HINCRBY", self.keys.counts, name, number) for name, number in new.items()])
 
+    async def forgot_before(self) -> int:
+        """Tell up to when the server may have forgotten what happened, server ms; 0: it has forgotten nothing.
+
+        A replica that took over lacks what had not reached it, and a server that was started anew the last second of its log.
+        Both have another replication id then. A service that does not tell its id is believed to forget nothing.
+        """
+        name = self.keys.lineage
+        # The key first: in a cluster it leads to the server that is asked about itself.
+        written, told = await self._wire.pipeline([("GET", name), ("INFO", "replication")])
+        here = told.partition(b"master_replid:")[2].partition(b"\n")[0].strip()
+        known, _, since = (written or b"").partition(b"|")
+        if not here or known == here:
+            return int(since or 0)
+        return int(await self._wire.script(load("lineage"), [name], [here]))
+
     # Watching over workers.
 
     async def beat(self, consumers: Sequence[str]) -> list[str]:

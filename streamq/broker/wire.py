@@ -289,6 +289,8 @@ class Wire:
         self._timeout_s = timeout_s
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
+        self.is_new = False
+        """Whether the connection was opened since somebody last looked which server it leads to."""
 
     @property
     def is_connected(self) -> bool:
@@ -429,6 +431,7 @@ class Wire:
                     if not tries:
                         raise
                 else:
+                    self.is_new = True
                     return self._line
 
     async def _opened(self) -> _Line:

@@ -77,6 +77,8 @@ class Pump:
         """Why Redis cannot be reached, while it cannot."""
         self.meter = Meter()
         """What is counted here and not told yet."""
+        self.doubted_before_ms = 0
+        """Jobs that were enqueued before this moment of the server's may have completed, and be back."""
         self.last_good = 0.0
         """When the last round trip ended, on the loop's clock."""
         self._slots = slots
@@ -195,6 +197,25 @@ class Pump:
         await self._turn()
         await self._return_strays()
 
+    async def _look_who_answers(self, partition: Partition) -> None:
+        """Notice behind a new connection a server that may have forgotten ends of jobs, before what it gave is run.
+
+        Raises:
+            BrokerUnavailable: Nobody knows, and the question stays open. What was given is found later as a stray.
+        """
+        wire = partition.wire
+        wire.is_new = False
+        try:
+            before = await partition.forgot_before()
+        except ServerRefused:  # one that may not be asked is not doubted
+            return
+        except BaseException:
+            wire.is_new = True
+            raise
+        if before > self.doubted_before_ms:
+            event(log, logging.WARNING, "redis.replaced", queue=self.queue, doubted_before_ms=before)
+        self.doubted_before_ms = before
+
     async def _return_strays(self) -> None:
         self._has_strays = False
         held = self._slots.tokens_of(self)
@@ -285,6 +306,8 @@ class Pump:
             self._saying = 0
         if report.renewed:
             self._slots.renewed(self, report.renewed, sent_at)
+        if self._partition.wire.is_new:
+            await self._look_who_answers(self._partition)
         self._take(reply, want)
         if len(self._slots.pumps) > 1:
             self._slots.served(self)
@@ -360,6 +383,8 @@ class Pump:
         if self._slots.is_quiet and deliveries:  # they were on their way when the order came
             self.return_unrun(deliveries)
             return
+        if self.doubted_before_ms:
+            self._slots.revived.will_start(each for each in deliveries if each.enqueued_ms < self.doubted_before_ms)
         for delivery in deliveries:
             if delivery.crashes:
                 self.meter.add("reclaimed")
@@ -479,6 +504,8 @@ class Pump:
         deliveries, markers, stopped = await self._reading.wait(
             self.consumer, count, BLOCK_MS, self._loop.time, lanes=lanes
         )
+        if deliveries and self._reading.wire.is_new:
+            await self._look_who_answers(self._reading)
         self._markers += markers
         if deliveries or markers:
             self._hungry = True

@@ -179,6 +179,7 @@ class Worker:
                 await asyncio.to_thread(self._pulse.stop)
             self._threads.shutdown(wait=False, cancel_futures=True)
             await slots.processes.close()
+            await slots.revived.close()
             await self._broker.close()
         return slots
 

@@ -22,6 +22,7 @@ from streamq.logs import event
 from streamq.worker.calls import Calls
 from streamq.worker.notebook import Notebook
 from streamq.worker.processes import Processes
+from streamq.worker.revived import Revived
 from streamq.worker.run import RunningJob, Stop, blocked, came_to, interrupted, limited, verdict
 from streamq.worker.settle import completed, settle
 
@@ -77,7 +78,7 @@ class Slots:
         self.on_control: Callable[[dict[bytes, bytes]], None] = lambda _: None
         self.on_stuck: Callable[[RunningJob], None] = lambda _: None
         self.notebook = Notebook()
-        self.processes = Processes(settings, self._told)
+        self.revived, self.processes = Revived(settings), Processes(settings, self._told)
         self.processes.prepare(registry)
         self._calls = Calls(registry, threads, self.processes.run)
         self._capacity = settings.worker_concurrency
@@ -375,6 +376,8 @@ class Slots:
             refusal = limited(delivery, spec)
         if refusal is not None or envelope is None or spec is None or call is None:
             return refusal or Parked("?")
+        if delivery.enqueued_ms < pump.doubted_before_ms:
+            call = self.revived.guarded(call)
         job = RunningJob(delivery, envelope, spec, call, now_ms, now)
         here.delivery, here.max_attempts = delivery, envelope.max_attempts or spec.max_attempts
         self.running[delivery.id] = (job, pump)

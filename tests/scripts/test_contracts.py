@@ -50,6 +50,7 @@ CALLS = {
     "learn": lambda p: p.learn(20.0, 3, counts=["t1", 1], runs=["h|k", 30]),
     "gates": lambda p: Repairs(p, "me").gates(repair=True),
     "leave": lambda p: p.leave("w1"),
+    "lineage": lambda p: p.forgot_before(),
     "locate": lambda p: Inspection(p.wire, p.keys).locate_many(["a", "b"]),
     "mend": lambda p: Repairs(p, "me").mend([b"a", b"b"], repair=True),
     "register": lambda p: p.register("w1"),
@@ -82,6 +83,8 @@ class DeafWire:
         """Answer what a script's caller asks first: here is a delayed job."""
         if command[0] == "TIME":
             return [b"1", b"0"]
+        if command[0] == "INFO":
+            return b"role:master\r\nmaster_replid:8c5f\r\n"
         if command[0] == "SCAN":
             return [b"0", ["{sq:q:0}:dedup:k"]]
         return b"z" if command[1].endswith(":index") else b"2|0|" + ENVELOPE

@@ -77,6 +77,7 @@ QUESTIONS = {
     "recent": lambda history: history.recent(10),
     "failed": lambda history: history.failed(10),
     "job": lambda history: history.job("j01"),
+    "completed": lambda history: history.completed(["j01", "j02"]),
     "counts": lambda history: history.counts(["users"]),
     "page": _pages,
     "rounds": lambda history: history.rounds(),

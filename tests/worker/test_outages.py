@@ -340,6 +340,8 @@ class Dropper:
         self._replies = 0
         self.dropped = 0
         self.port = 0
+        self._tasks: set[asyncio.Task[Any] | None] = set()
+        """Else the garbage collector may take those that nobody but their own socket knows."""
 
     async def __aenter__(self) -> Dropper:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -348,10 +350,14 @@ class Dropper:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        if self._tasks:
+            await asyncio.wait({task for task in self._tasks if task is not None})
 
     async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         server_in, server_out = await asyncio.open_connection("127.0.0.1", self._target)
         asking = asyncio.create_task(self._pass_on(client_in, server_out))
+        ours = {asyncio.current_task(), asking}
+        self._tasks |= ours
         with contextlib.suppress(OSError):
             while chunk := await server_in.read(65536):
                 self._replies += 1
@@ -363,6 +369,7 @@ class Dropper:
         asking.cancel()
         for writer in (client_out, server_out):
             writer.close()
+        self._tasks -= ours
 
     async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
