@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import random
+import secrets
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -42,7 +42,7 @@ def bus_ports(count: int) -> list[int]:
     Left alone a bus is 10,000 above the port, where the system takes ports for connections.
     """
     free = [port for port in embedded._PORTS if embedded._is_free(port)]  # noqa: SLF001 - the same ports, for the same reason
-    return random.sample(free, count)
+    return secrets.SystemRandom().sample(free, count)  # tests seed `random`, in each process of theirs alike
 
 
 def join(nodes: Sequence[Node]) -> None:

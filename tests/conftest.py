@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import os
 import re
+import secrets
 import socket
 import subprocess
+import sys
 import time
 import uuid
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,8 +35,11 @@ from streamq import embedded
 from streamq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+
+    from streamq import StreamQ
+    from streamq.settings import Settings
+    from streamq.worker import Worker
 
 T = TypeVar("T")
 
@@ -70,6 +78,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REDIS_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("redis")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let what a failed test left open go with it: connections that are collected later would fail another test."""
+    failed = item.session.testsfailed
+    result = yield
+    if item.session.testsfailed > failed:
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):  # they hold its frames
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    return result
 
 
 def _redis_program() -> Path:
@@ -242,6 +264,62 @@ def eventually_sync() -> Callable[..., Any]:
         return value
 
     return wait
+
+
+# ---- workers
+
+
+@pytest.fixture
+async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Start workers inside the test, of its `app` unless it says which; they are stopped after it, and must end well."""
+    from streamq.worker import Worker
+
+    started: list[tuple[Worker, asyncio.Task[int]]] = []
+
+    async def start(*, app: StreamQ = app, settings: Settings | None = None, **kwargs: Any) -> Worker:
+        worker = Worker(app, settings or app.settings, **kwargs)
+        started.append((worker, asyncio.create_task(worker.run())))
+        return worker
+
+    yield start
+    for worker, _ in started:
+        worker.force()
+    for _, task in started:
+        assert await task in (0, 130)
+
+
+# ---- the machine
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # it may end between the look for its file and the look into it
+        return False
+
+
+def children_of(parent: int) -> set[int]:
+    """Return the processes that a process has started, those that have ended and were not waited for included."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def free_port(neighbours: int = 0) -> int:
+    """Return a port that nobody listens on, and as little on so many above it.
+
+    It is below those from which the system gives one to a connection, so that none takes it until somebody listens there.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # not of `random`: that begins alike in every process of the run
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for number in range(port, port + neighbours + 1):
+                held.enter_context(socket.create_server(("127.0.0.1", number)))
+            return port
 
 
 # ---- systemd

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(120)  # mongod starts in half a second, and in several on a busy machine
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamq.process import READY
+from tests.conftest import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +32,6 @@ async def refresh(user_id: str) -> None: ...
 async def everybody(cursor: str | None) -> tuple[list[str], str | None]:
     return [], None
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 @pytest.fixture

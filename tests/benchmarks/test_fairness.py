@@ -80,7 +80,6 @@ def test_the_picture_rises_with_every_user_who_starts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_another_queue_gets_the_same_users_and_is_drawn_and_told_beside_fifo():
     """Any system will do, and this one needs nothing that is not here."""
     report, waits = Report("fairness", Scale(quick=True)), {}

@@ -54,7 +54,6 @@ def test_the_budget_that_is_kept_is_explained():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_figure_that_has_grown_ends_the_guard_with_1_and_is_named(tmp_path, monkeypatch, capsys):
     """This is what stops a change that costs more."""
     tight = tmp_path / "budget.json"

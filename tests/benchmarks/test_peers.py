@@ -95,7 +95,6 @@ def test_a_server_that_is_named_and_not_there_is_an_error(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_two_systems_are_measured_in_the_same_rounds(capsys):
     """The document has each figure, its ratio to the limit, and what each system promises."""
     sizes = ["--quick", "--json", "--systems", *OWN, "--scenarios", "drain_noop", "enqueue_many"]
@@ -110,7 +109,6 @@ def test_two_systems_are_measured_in_the_same_rounds(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_killed_worker_costs_seconds_and_no_job():
     """The scenario counts what was lost and what ran twice; for streamq that is nothing."""
     system = SYSTEMS["streamq"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import socket
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -13,8 +12,9 @@ import pytest
 
 from streamq import StreamQ
 from streamq.api.application import OPERATIONS
+from tests.conftest import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 SHOP = """
 import os
@@ -72,20 +72,20 @@ def test_no_secret_shows_in_anything_that_streamq_says(
     names = ("bootstrap token", "variable", "argument", "header", "password of Redis", "password of MongoDB")
     canaries = {name: f"canary{secrets.token_hex(10)}" for name in names}
     monkeypatch.setenv("SHOP_PASSWORD", canaries["variable"])
-    port = _free_port()
+    port = free_port()
     parent = programs.start(
         "up", "-n", "1", "--port", str(port), "--log-level", "debug",
         SHOP_PASSWORD=canaries["variable"], STREAMQ_API_TOKEN=canaries["bootstrap token"],
     )  # fmt: skip
-    eventually_sync(lambda: "parent.ready" in parent.output, "all roles are ready", timeout=30)
+    eventually_sync(lambda: "parent.ready" in parent.output, "all roles are ready")
     told = command("token", "create", "ada", "--scope", "jobs:read").out
     canaries |= {"token": told.strip(), "server": urlsplit(redis_url).password or "none"}
     jobs = _enqueued(redis_url, canaries)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         client.headers["authorization"] = f"Bearer {canaries['bootstrap token']}"
         where = f"/v1/jobs/{jobs['bad']}"
-        eventually_sync(lambda: client.get(where).json().get("state") == "dead", "it is dead", timeout=30)
-        eventually_sync(lambda: not client.get(where).json()["stale"], "MongoDB knows it", timeout=30)
+        eventually_sync(lambda: client.get(where).json().get("state") == "dead", "it is dead")
+        eventually_sync(lambda: not client.get(where).json()["stale"], "MongoDB knows it")
         assert client.get("/v1/session", headers={"authorization": f"Bearer {canaries['token']}"}).status_code == 200
         assert client.post("/v1/session", json={"token": canaries["token"]}).status_code == 201
         again = {"handler": "pay", "kwargs": {"user_id": "ok", "card": canaries["argument"]}, "ledger": True}
@@ -93,7 +93,7 @@ def test_no_secret_shows_in_anything_that_streamq_says(
         assert client.post("/v1/jobs", json={**again, "card": canaries["argument"]}).status_code == 422
         (worker,) = [each["name"] for each in client.get("/v1/workers").json()["items"] if each["state"] == "alive"]
         assert client.post(f"/v1/workers/{worker}:dump").status_code == 202
-        eventually_sync(lambda: client.get(f"/v1/workers/{worker}/dump").status_code == 200, "it answers", timeout=30)
+        eventually_sync(lambda: client.get(f"/v1/workers/{worker}/dump").status_code == 200, "it answers")
         known = {"job_id": jobs["bad"], "user_id": "bad", "worker": worker, "queue": "default", "schedule": "everybody"}
         said = answers(client, known)
     assert "no answer from postgres://shop:***@db" in said[f"GET /v1/jobs/{quote(jobs['bad'], safe='')} {{}}"]
@@ -131,9 +131,3 @@ def _enqueued(redis_url, canaries):
 
     sending = pay.options(headers={"authorization": canaries["header"]})
     return {user: sending.enqueue_sync(user, canaries["argument"]).id for user in ("good", "bad")}
-
-
-def _free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]

@@ -125,5 +125,5 @@ def test_a_server_that_is_away_is_told_at_once_and_its_return_is_waited_for(prog
     asked = programs.start("enqueue", "refresh", "user_id=u42", REDIS_URL=redis_server.url)
     eventually_sync(lambda: "has not answered yet; trying for half a minute" in asked.output, "it says so")
     redis_server.start()
-    assert asked.process.wait(20) == 0
+    assert asked.process.wait(50) == 0
     assert "status\tnew" in asked.output

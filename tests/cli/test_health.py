@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ import time
 import pytest
 
 from streamq.process import HEARTBEAT_LIMIT_S, READY, beat_file
+from tests.conftest import free_port
 
 
 @pytest.mark.parametrize(
@@ -68,16 +67,7 @@ def test_a_probe_imports_neither_settings_nor_servers(tmp_path):
         "sys.exit(f'{code} {heavy}')"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
-    assert done.stderr == "0 set()\n"
-
-
-def two_free_ports() -> int:
-    """Return the first of two neighbours that nobody listens on."""
-    while True:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 0)) as held:
-            port: int = held.getsockname()[1]
-            with socket.create_server(("127.0.0.1", port + 1)):
-                return port
+    assert done.stderr.endswith("0 set()\n")
 
 
 def test_workers_of_a_parent_answer_on_ports_of_their_own_and_the_parent_beats(
@@ -86,7 +76,7 @@ def test_workers_of_a_parent_answer_on_ports_of_their_own_and_the_parent_beats(
     """One port cannot say which of them is ready."""
     import httpx
 
-    port = two_free_ports()
+    port = free_port(neighbours=1)
     heartbeat = tmp_path / "beat"
     parent = programs.start(
         "worker", "-n", "2", "--health-port", str(port), "--heartbeat-file", str(heartbeat), "--name", "w"

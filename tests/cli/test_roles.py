@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 
 import httpx
 import pytest
+
+from tests.conftest import free_port
 
 FIRST_LINE = "[Worker:web-1] Worker started with concurrency: 3"
 
@@ -147,7 +148,7 @@ def test_schedules_are_listed_with_their_next_time_and_fired_once(command):
 @pytest.mark.slow
 def test_up_runs_every_role_under_one_parent(programs, command, eventually_sync):
     """One command on a machine that has its servers: a job goes in, and the API tells what became of it."""
-    port, token = _free_port(), "a-token-of-this-test-0123456789"
+    port, token = free_port(), "a-token-of-this-test-0123456789"
     parent = programs.start("up", "-n", "1", "--port", str(port), "--token", token)
     eventually_sync(lambda: "parent.ready" in parent.output, "all roles are ready", timeout=50)
     assert [row[0] for row in command("ps").rows] == ["api.1", "cron.1", "recorder.1", "worker.1"]
@@ -159,12 +160,6 @@ def test_up_runs_every_role_under_one_parent(programs, command, eventually_sync)
 
     eventually_sync(lambda: status_of_the_user() == "completed", "the API tells the end of the job")
     assert parent.stop() == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def test_an_address_in_the_program_counts_for_every_command(programs, command, folder, monkeypatch, eventually_sync):

@@ -10,7 +10,6 @@ from redis.crc import key_slot
 
 from benchmarks.cluster import SLOTS, Node, ask, bus_ports, join, wait_until_whole
 from streamq import StreamQ, embedded
-from streamq.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,22 +128,3 @@ async def app(cluster: Cluster):
     )  # fmt: skip
     yield made
     await made.close()
-
-
-@pytest.fixture
-async def work(app: StreamQ):
-    """Start workers of the application; they are stopped after the test, and must end well."""
-    import asyncio
-
-    started = []
-
-    async def start(**kwargs):
-        worker = Worker(app, kwargs.pop("settings", app.settings), **kwargs)
-        started.append((worker, asyncio.create_task(worker.run())))
-        return worker
-
-    yield start
-    for worker, _ in started:
-        worker.force()
-    for _, task in started:
-        assert await task in (0, 130)

@@ -373,7 +373,7 @@ class TestBackPressure:
         desk = office.desk
         object.__setattr__(desk, "settings", Settings(redis_url=desk.settings.redis_url, max_depth=40))
         running = asyncio.create_task(office.fanout(office.schedule(Listing(USERS[:100]))).run())
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(50):
             while not running.done():
                 await asyncio.sleep(0.02)
                 assert len(await office.jobs()) <= 40

@@ -191,27 +191,42 @@ async def test_a_fanout_past_its_deadline_is_given_up_and_told(office, said):
     assert [state.end for state in progress.values()] == ["given up", "done"]
 
 
-async def test_a_process_waits_for_another_that_works_and_takes_over_when_it_hangs(office, monkeypatch):
+def counted(office, monkeypatch) -> list[tuple]:
+    """Note each time when somebody asks for the lock."""
+    asked, lead = [], office.desk.fanouts.lead
+
+    def ask(*args):
+        asked.append(args)
+        return lead(*args)
+
+    monkeypatch.setattr(office.desk.fanouts, "lead", ask)
+    return asked
+
+
+async def test_a_process_waits_for_another_that_works_and_takes_over_when_it_hangs(office, monkeypatch, eventually):
     """The lock lapses when no call is accepted for a while."""
     monkeypatch.setattr(minding, "_LOCK_LOOK_S", 0.02)
     minder = await started(office)
-    assert await office.desk.fanouts.lead("hourly", "another", 300)
+    leads = counted(office, monkeypatch)
+    assert await office.desk.fanouts.lead("hourly", "another", 60_000)
     office.clock.move(minutes=31)
     checking = asyncio.create_task(minder.check())
-    await asyncio.sleep(0.1)
+    await eventually(lambda: len(leads) > 3, "it asks again and again")
     assert not await office.jobs()
+    assert await office.desk.fanouts.lead("hourly", "another", 100)
     await asyncio.wait_for(checking, 40)
     assert stamps(await office.jobs()) == ["1300"]
 
 
-async def test_a_process_that_waits_sees_that_the_other_has_finished(office, monkeypatch, said):
+async def test_a_process_that_waits_sees_that_the_other_has_finished(office, monkeypatch, said, eventually):
     """It does no work, and says nothing."""
     monkeypatch.setattr(minding, "_LOCK_LOOK_S", 0.02)
     minder = await started(office)
+    leads = counted(office, monkeypatch)
     await office.desk.fanouts.lead("hourly", "another", 60_000)
     office.clock.move(minutes=31)
     checking = asyncio.create_task(minder.check())
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(leads) > 1, "it asks")
     await office.fanout(minder.schedule, NOON + timedelta(hours=1)).run()
     await asyncio.wait_for(checking, 40)
     assert not said("cron.finished")
@@ -220,11 +235,11 @@ async def test_a_process_that_waits_sees_that_the_other_has_finished(office, mon
 
 async def test_the_lock_is_renewed_while_calls_are_accepted(office, monkeypatch):
     """And free at once when the work is done."""
-    monkeypatch.setattr(minding, "_LOCK_MS", 200)
+    monkeypatch.setattr(minding, "_LOCK_MS", 1_500)
     monkeypatch.setattr(minding, "_LOCK_RENEWAL_S", 0.02)
 
     async def page(cursor):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.4)  # all six take longer than the lock lasts by itself
         assert not await office.desk.fanouts.lead("hourly", "another", 1000)
         place = int(cursor or 0)
         return [f"u{place}"], str(place + 1) if place < 5 else None
@@ -247,8 +262,9 @@ async def test_a_stop_during_a_fanout_ends_the_check(office):
         await minder.check()
 
 
-async def test_a_minder_wakes_by_itself_at_the_fire_time(office, eventually):
-    """Also when APScheduler never does."""
+async def test_a_minder_wakes_by_itself_at_the_fire_time(office, eventually, monkeypatch):
+    """Also when APScheduler never does, and before it would look in any case."""
+    monkeypatch.setattr(minding, "CHECK_PERIOD_S", 3600)
     office.clock.now = datetime.now(UTC).replace(minute=59, second=59, microsecond=700_000)
     base, loop = office.clock.now, asyncio.get_running_loop()
     begun = loop.time()
@@ -260,20 +276,18 @@ async def test_a_minder_wakes_by_itself_at_the_fire_time(office, eventually):
     minder = office.minder(office.schedule(Listing(USERS)))
     minding_on = asyncio.create_task(minder.mind())
     await eventually(office.jobs, "it fires")
-    assert loop.time() - begun < 2
     office.stop.set()
     await minding_on
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_five_processes_over_sixty_hours(redis_url, queue_name, monkeypatch):
     """Their clocks are two seconds apart, one of them is often blocked, one is often down: 60 occurrences, no more."""
     monkeypatch.setattr(minding, "_LOCK_LOOK_S", 0.01)
     draw = random.Random(5)
     now = [NOON + timedelta(minutes=30)]
     stop = asyncio.Event()
-    async with asyncio.timeout(110):
+    async with asyncio.timeout(280):
         clocks = [lambda skew=skew: ms(now[0] + timedelta(seconds=skew)) for skew in (-2, -1, 0, 1, 2)]
         bureaus = [desks(Settings(redis_url=redis_url), stop, now_ms=clock) for clock in clocks]
         opened = [await bureau.__aenter__() for bureau in bureaus]

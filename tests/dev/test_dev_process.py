@@ -17,7 +17,7 @@ from tests.dev.conftest import PATIENCE_S
 if TYPE_CHECKING:
     from tests.dev.conftest import Dev
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 ROUTES = ("queue/stats", "status/user/user-000001", "recent?limit=5", "failed?limit=5")
 

@@ -53,7 +53,6 @@ def test_every_setting_is_in_the_readme_with_its_default():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_the_example_of_the_readme_runs(dev: Dev):
     """Fired once, both of its users are refreshed."""
     (dev.folder / "shop.py").write_text(program(README, "shop.py"))
@@ -65,7 +64,6 @@ def test_the_example_of_the_readme_runs(dev: Dev):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_another_terminal_enqueues_a_job_and_gets_its_result(dev: Dev):
     """With nothing but the file that `streamq dev` has written for it."""
     (dev.folder / "shop.py").write_text(program(README, "shop.py"))
@@ -89,7 +87,6 @@ def test_another_terminal_enqueues_a_job_and_gets_its_result(dev: Dev):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_the_shaky_example_heals(dev: Dev):
     """Two attempts fail, the third goes well."""
     (dev.folder / "shaky.py").write_text(program(FIRST_STEPS, "shaky.py"))

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,13 +100,10 @@ class Record:
     renewed: list[str] = field(default_factory=list)
     buried: list[str] = field(default_factory=list)
     is_closed: bool = False
-    death_s: float = 0
-    """When the last death was told."""
     fault: Exception | None = None
 
     async def on_death(self, role: str, child: str, pid: int, consumers: Any, returncode: int) -> None:
         """Note a death."""
-        self.death_s = time.monotonic()
         self.deaths.append((role, child, pid, tuple(consumers), returncode))
 
     async def on_hang(self, _role: str, child: str, _pid: int, _consumers: Any) -> None:

@@ -14,8 +14,6 @@ import pytest
 from streamq.errors import Unavailable
 from streamq.parent import follow, request, socket_path
 
-pytestmark = pytest.mark.timeout(120)
-
 
 async def test_lines_are_followed_until_the_reader_hangs_up(start, children, eventually):
     """A forgotten reader would be kept a queue for ever."""

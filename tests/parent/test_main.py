@@ -58,7 +58,6 @@ def test_children_of_a_terminal_log_for_people(settings, monkeypatch):
     assert child_environment(settings)["FORCE_COLOR"] == "1"
 
 
-@pytest.mark.timeout(120)
 def test_supervise_runs_the_roles_and_returns_the_exit_code(settings, tmp_path, capfd):
     """For `streamq up` and `streamq dev`, with the parent's log among the lines."""
     roles = [Role("job", [sys.executable, "-c", "print('hello')"], once=True)]
@@ -68,7 +67,6 @@ def test_supervise_runs_the_roles_and_returns_the_exit_code(settings, tmp_path, 
     assert "parent.child_started" in printed.err
 
 
-@pytest.mark.timeout(120)
 def test_main_runs_the_workers_of_an_application(settings, tmp_path, monkeypatch, capfd):
     """The way of `streamq worker -n 3`."""
     monkeypatch.setattr(sys, "executable", "/bin/echo")
@@ -89,7 +87,6 @@ code = supervise([Role("sleeper", ["sleep", "60"], speaks=False)], load({}, envi
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_parent_whose_terminal_is_closed_stops(tmp_path, eventually_sync):
     """HUP would only roll, and a forgotten parent would work on in the dark for ever."""
     ours, theirs = pty.openpty()

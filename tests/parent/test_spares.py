@@ -12,20 +12,14 @@ import urllib.request
 from pathlib import Path
 
 import orjson
-import pytest
 
 import streamq
-
-pytestmark = pytest.mark.timeout(120)
+from tests.conftest import free_port, is_running
 
 
 def a_spare(running):
     """Return the pid of the spare that is warm; None: there is none."""
     return next((child["pid"] for child in running.children("worker.spare") if child["state"] == "spare"), None)
-
-
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
 
 
 async def test_a_spare_takes_the_place_of_a_child_that_dies_and_another_is_started(start, children, eventually):
@@ -44,7 +38,7 @@ async def test_a_spare_takes_the_place_of_a_child_that_dies_and_another_is_start
     assert running.record.buried == [f"worker.2:{victim}"]
     running.parent.stop()
     assert await running.task == 0
-    assert is_gone(another)
+    assert not is_running(another)
     assert len(running.record.deaths) == 3
 
 
@@ -57,7 +51,7 @@ async def test_a_restart_replaces_the_spares_as_well(start, children, eventually
     await eventually(lambda: running.pids() and first not in running.pids(), "the worker is another one")
     await eventually(lambda: a_spare(running) not in (None, old), "so is the spare")
     assert old not in running.pids()
-    assert is_gone(old)
+    assert not is_running(old)
 
 
 async def test_a_spare_that_cannot_start_is_told_and_the_workers_go_on(start, children, eventually, caplog):
@@ -94,8 +88,7 @@ async def test_a_real_spare_answers_for_the_worker_that_was_killed(redis_url, tm
     (tmp_path / "warm.py").write_text(
         "from streamq import StreamQ\napp = StreamQ()\n@app.handler\nasync def job() -> None: ...\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = free_port()
     home = Path(streamq.__file__).parent.parent
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "streamq", "worker", "warm:app", "-n", "1", "--warm-spare", "1", "--name", "host",

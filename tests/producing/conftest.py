@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streamq import StreamQ
-from streamq.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def app(redis_url: str) -> AsyncIterator[StreamQ]:
     """Give an application of its own, without handlers."""
-    made = StreamQ(redis_url=redis_url, worker_concurrency=4, dead_after_ms=500, beat_ms=100, grace_ms=2_000)
+    made = StreamQ(redis_url=redis_url, worker_concurrency=4, dead_after_ms=2_000, beat_ms=100, grace_ms=2_000)
     yield made
     await forget_holders(made)
     await made.close()
@@ -38,20 +37,3 @@ async def redis(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     wire = app.client.broker.wire()
     yield wire.call
     await wire.close()
-
-
-@pytest.fixture
-async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
-    """Start workers of the application; they are stopped after the test, and must end well."""
-    started: list[tuple[Worker, asyncio.Task[int]]] = []
-
-    async def start() -> Worker:
-        worker = Worker(app, app.settings)
-        started.append((worker, asyncio.create_task(worker.run())))
-        return worker
-
-    yield start
-    for worker, _ in started:
-        worker.force()
-    for _, task in started:
-        assert await task in (0, 130)

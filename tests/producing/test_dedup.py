@@ -135,11 +135,11 @@ async def test_a_kept_call_waits_until_retries_are_over(app, work, eventually):
     assert runs == [1, 1, 2]
 
 
-async def test_debounced_calls_run_once_with_the_arguments_of_the_last(app, work, eventually):
+async def test_debounced_calls_run_once_with_the_arguments_of_the_last(app, work, redis, eventually):
     """Once they have stopped."""
     runs = []
 
-    @app.handler(dedup=Dedup.debounce(MOMENT, "user", max_wait=HOUR))
+    @app.handler(dedup=Dedup.debounce(HOUR, "user", max_wait=2 * HOUR))
     async def search(user: str, text: str) -> None:
         runs.append(text)
 
@@ -148,6 +148,7 @@ async def test_debounced_calls_run_once_with_the_arguments_of_the_last(app, work
     assert [job.status for job in jobs] == ["new", "replaced", "replaced"]
     assert len({job.id for job in jobs}) == 1
     assert await state_of(search, "u1", "") == "debounced"
+    await redis("ZADD", Keys("default").delayed, 1, jobs[0].id)
     await eventually(lambda: runs == ["abc"], "it runs")
     assert (await search.enqueue("u1", "next")).is_new
 

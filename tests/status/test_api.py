@@ -22,6 +22,7 @@ from streamq.api.application import OPERATIONS
 from streamq.api.role import listen
 from streamq.errors import ConfigurationError, Unavailable
 from streamq.settings import Settings
+from tests.conftest import free_port
 
 TOKEN = "token-of-the-tests"
 BASE = "/app/job-status"
@@ -451,8 +452,7 @@ def test_the_process_serves_and_ends_with_0_when_it_is_told_to(
     redis_url, mongodb_url, mongo_database, queue_name, number, eventually_sync
 ):
     """A supervisor counts anything else as a failure."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     code = (
         "import sys; from streamq import logs; from streamq.settings import Settings; from streamq.api import main;"
         "logs.configure(); "

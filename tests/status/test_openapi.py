@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +17,7 @@ from openapi_spec_validator import validate
 from streamq.api.application import OPERATIONS
 from streamq.api.openapi import document
 from streamq.api.pages import page
+from tests.conftest import free_port
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 EXAMPLES = 8
@@ -94,8 +94,7 @@ def test_the_api_is_as_the_document_says_whatever_it_is_asked(
     redis_url, mongodb_url, mongo_database, queue_name, tmp_path, eventually_sync
 ):
     """schemathesis: all its checks, over HTTP, in a bounded time; no answer is a 5xx."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     code = f"""
 import sys
 from streamq import StreamQ, logs

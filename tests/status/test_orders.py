@@ -1032,5 +1032,4 @@ async def test_an_order_that_hangs_does_not_keep_the_process(settings, serving, 
     async with serving(settings, app) as client:
         assert (await client.post("/v1/schedules/everybody:run")).status_code == 202
         await begun.wait()
-        ends_at = asyncio.get_running_loop().time() + 5
-    assert asyncio.get_running_loop().time() < ends_at
+    # Else the end of the context would be waited for until this test is out of time.

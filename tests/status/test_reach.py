@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import trustme
 from streamq.api import main
 from streamq.errors import ConfigurationError
 from streamq.settings import Settings
+from tests.conftest import free_port
 
 TOKEN = {"authorization": "Bearer token-of-the-tests"}
 
@@ -62,8 +62,7 @@ def test_with_tls_or_behind_a_proxy_it_listens_everywhere(
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     how = ["--api-tls-certificate", "cert.pem", "--api-tls-key", "key.pem"] if tls else ["--behind-proxy"]
     command = [
         sys.executable, "-W", "ignore", "-m", "streamq", "api", "--host", "0.0.0.0", "--port", str(port), "--token", "t",

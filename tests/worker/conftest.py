@@ -1,9 +1,7 @@
 """A worker inside the test, with a real Redis."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -12,7 +10,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from streamq import StreamQ
-from streamq.worker import Worker
 
 KEPT = timedelta(seconds=60)
 
@@ -31,24 +28,6 @@ def spans(monkeypatch):
 @pytest.fixture
 async def app(redis_url: str) -> AsyncIterator[StreamQ]:
     """Give an application of its own, without handlers."""
-    made = StreamQ(redis_url=redis_url, worker_concurrency=4, dead_after_ms=500, beat_ms=100, grace_ms=2_000)
+    made = StreamQ(redis_url=redis_url, worker_concurrency=4, dead_after_ms=2_000, beat_ms=100, grace_ms=2_000)
     yield made
     await made.close()
-
-
-@pytest.fixture
-async def work(app: StreamQ) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
-    """Start workers of the application; they are stopped after the test, and must end well."""
-    started: list[tuple[Worker, asyncio.Task[int]]] = []
-
-    async def start(**kwargs: Any) -> Worker:
-        chosen = kwargs.pop("app", app)
-        worker = Worker(chosen, kwargs.pop("settings", chosen.settings), **kwargs)
-        started.append((worker, asyncio.create_task(worker.run())))
-        return worker
-
-    yield start
-    for worker, _ in started:
-        worker.force()
-    for _, task in started:
-        assert await task in (0, 130)

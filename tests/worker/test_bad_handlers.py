@@ -53,7 +53,7 @@ async def start(wild, redis_url, tmp_path):
     for program in programs:
         if program.returncode is None:
             program.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(program.wait(), 15) == 0, (tmp_path / "output").read_text()
+            assert await asyncio.wait_for(program.wait(), 50) == 0, (tmp_path / "output").read_text()
 
 
 def kept(app, handler):
@@ -73,7 +73,7 @@ async def test_a_handler_that_does_not_let_go_is_shown_its_slot_replaced_and_the
     assert program.returncode is None
     (tmp_path / "go").touch()
     assert await holder.result() == "went"
-    assert await asyncio.wait_for(program.wait(), 10) == 0
+    assert await asyncio.wait_for(program.wait(), 50) == 0
     with pytest.raises(JobFailed, match=r"JobTimeout: ran longer than its timeout of 0.1 s"):
         await deaf.result()
     said = (tmp_path / "output").read_text()

@@ -7,8 +7,11 @@ import orjson
 import pytest
 
 from streamq import RateLimited, RetryPolicy, current_job
+from streamq.broker.inspection import Inspection
 from streamq.broker.partition import NewJob
+from streamq.codec import decode_envelope
 from streamq.errors import BadArguments, JobFailed, JobNotFound
+from streamq.job import latest_start_ms
 from streamq.keys import Keys, lane_digit
 
 KEPT = timedelta(seconds=60)
@@ -45,9 +48,15 @@ async def test_a_delayed_job_lives_from_when_it_is_due(app, work, how):
     async def patient() -> str:
         return "ran"
 
-    wait = timedelta(milliseconds=300)
+    wait, keys = timedelta(hours=1), Keys("default")
     due = {"delay": wait} if how == "delay" else {"at": datetime.now(UTC) + wait}
-    job = await patient.options(**due, ttl=timedelta(seconds=2), keep_result=KEPT).enqueue()
+    job = await patient.options(**due, ttl=timedelta(minutes=1), keep_result=KEPT).enqueue()
+    wire = app.client.broker.wire()
+    [waiting] = await Inspection(wire, keys).delayed(limit=2)
+    ends_ms = latest_start_ms(decode_envelope(waiting.envelope), waiting.enqueued_ms)
+    assert ends_ms - waiting.due_ms == pytest.approx(60_000, abs=50_000)
+    await wire.call("ZADD", keys.delayed, 1, job.id)
+    await wire.close()
     await work()
     assert await job.result() == "ran"
 

@@ -10,7 +10,6 @@ JOBS = 100_000
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 async def test_of_a_hundred_thousand_jobs_without_faults_none_runs_twice(redis_url, work, eventually):
     """Two workers compete for them while they are still being enqueued; some come back, and are not counted twice."""
     app = StreamQ(redis_url=redis_url, worker_concurrency=32)

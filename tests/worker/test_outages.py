@@ -11,7 +11,6 @@ import functools
 import os
 import signal
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,6 +24,7 @@ from streamq.broker.wire import REMEDIES, Fault, fault_of
 from streamq.errors import QueueFull
 from streamq.keys import Keys
 from streamq.worker import Worker
+from tests.conftest import children_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from streamq.worker.pump import Pump
 
 KEYS = Keys("default")
-
-
-def _children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Outage:
@@ -98,7 +94,7 @@ class Outage:
         await self.set("save", "3600 1")
         await self.set("rdb-key-save-delay", "10000000")
         await self.admin.bgsave()
-        for child in _children_of(self.server.pid):
+        for child in children_of(self.server.pid):
             os.kill(child, signal.SIGKILL)
 
     async def save_again(self) -> None:

@@ -20,7 +20,7 @@ NAMES = ("default:0", "default:1", "default:2")
 async def app(redis_url):
     """Give an application whose queues have three partitions."""
     made = StreamQ(
-        redis_url=redis_url, worker_concurrency=4, dead_after_ms=500, beat_ms=100, grace_ms=2_000, partitions=("3",)
+        redis_url=redis_url, worker_concurrency=4, dead_after_ms=2_000, beat_ms=100, grace_ms=2_000, partitions=("3",)
     )
     yield made
     await made.close()

@@ -12,14 +12,9 @@ from streamq import StreamQ
 from streamq.errors import ConfigurationError
 from streamq.process import READY
 from streamq.worker import Worker
+from tests.conftest import free_port
 
 OK = "HTTP/1.1 200 OK"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 async def said(port: int, request: bytes) -> str:

@@ -18,6 +18,7 @@ from streamq.errors import ConfigurationError, JobFailed
 from streamq.keys import Keys
 from streamq.loading import load_app
 from streamq.worker import Worker
+from tests.conftest import is_running
 
 KEPT = timedelta(seconds=60)
 
@@ -30,7 +31,7 @@ async def cage(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     app = load_app("cage:app")
     app.settings = msgspec.structs.replace(
-        app.settings, app="cage:app", redis_url=redis_url, worker_concurrency=4, dead_after_ms=500, beat_ms=100,
+        app.settings, app="cage:app", redis_url=redis_url, worker_concurrency=4, dead_after_ms=2_000, beat_ms=100,
         grace_ms=2_000,
     )  # fmt: skip
     yield app
@@ -50,13 +51,6 @@ async def worker(cage):
 
 def kept(app: StreamQ, handler: str):
     return app.handler_named(handler).options(keep_result=KEPT)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 async def test_a_job_runs_in_a_process_that_stays_with_its_lifespan_middleware_and_dependencies(cage, worker):
@@ -152,7 +146,7 @@ async def test_a_handler_that_does_not_let_go_is_dumped_and_killed_with_what_it_
     assert await job.cancel("enough") == "asked"
     with pytest.raises(JobFailed, match=r"is cancelled: Cancelled: enough"):
         await job.result()
-    await eventually(lambda: not any(is_alive(pid) for pid in found), "they are gone")
+    await eventually(lambda: not any(is_running(pid) for pid in found), "they are gone")
     assert f"in {handler}" in capfd.readouterr().err  # where it stood
     assert (await (await kept(cage, "who").enqueue("u")).result())["pid"] not in found
 
@@ -208,7 +202,7 @@ async def test_processes_end_with_their_worker_and_the_job_goes_back(cage, tmp_p
     (pid,) = await pids()
     made.force()
     assert await running == 130
-    assert not is_alive(pid)
+    assert not is_running(pid)
     assert made.slots is not None and made.slots.counters["released"] == 1
 
 
@@ -221,4 +215,4 @@ async def test_processes_end_when_their_worker_is_killed(cage, tmp_path, eventua
     (pid,) = await pids()
     program.kill()
     await program.wait()
-    await eventually(lambda: not is_alive(pid), "it is gone")
+    await eventually(lambda: not is_running(pid), "it is gone")

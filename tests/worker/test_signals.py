@@ -18,11 +18,10 @@ import redis
 import streamq
 from streamq import StreamQ
 from streamq.keys import Keys
+from tests.conftest import children_of, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-pytestmark = pytest.mark.timeout(120)
 
 PROGRAM = """
 import asyncio, json, os, pathlib
@@ -103,21 +102,12 @@ def house(redis_url: str, queue_name: str, tmp_path: Path) -> Iterator[House]:
     yield made
     running = {start["pid"] for start in made.starts}
     for process in made.started:
-        running |= _children(process.pid)
+        running |= children_of(process.pid)
         process.kill()
         process.wait()
     for pid in running:  # children of parents that are gone would drain for half a minute, in a server that others use
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _children(parent: int) -> set[int]:
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.add(int(stat.parent.name))
-    return found
 
 
 def test_term_lets_a_running_job_end_and_starts_no_other(house, eventually_sync):
@@ -212,11 +202,4 @@ def test_workers_whose_parent_was_killed_finish_their_jobs_and_end(house, eventu
     house.let_end("job")
     eventually_sync(lambda: house.left() == 0, "the job ends where it ran")
     assert len(house.starts) == 1
-    eventually_sync(lambda: not _exists(house.starts[0]["pid"]), "the worker ends")
-
-
-def _exists(pid: int) -> bool:
-    try:
-        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
+    eventually_sync(lambda: not is_running(house.starts[0]["pid"]), "the worker ends")

@@ -138,7 +138,6 @@ async def test_a_worker_without_a_good_round_trip_says_so_keeps_what_has_ended_a
     redis_server, eventually, monkeypatch, caplog
 ):
     """Its supervisor starts a fresh one. What it had finished is told first, if the server comes back in time."""
-    monkeypatch.setattr("streamq.worker.service.SILENCE_LIMIT_S", 0.5)
     monkeypatch.setattr("streamq.worker.service.Broker", functools.partial(Broker, timeout_s=0.2))
     app, gate, runs = StreamQ(redis_url=redis_server.url, beat_ms=50, grace_ms=2_000), asyncio.Event(), []
 
@@ -152,6 +151,7 @@ async def test_a_worker_without_a_good_round_trip_says_so_keeps_what_has_ended_a
     task = asyncio.create_task(worker.run())
     await eventually(lambda: runs, "it runs")
     redis_server.sigstop()
+    monkeypatch.setattr("streamq.worker.service.SILENCE_LIMIT_S", 0.5)
     await eventually(lambda: "worker.silent" in caplog.messages, "it says so")
     assert any(check.problem for check in worker.checks())
     gate.set()
