@@ -9,11 +9,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-import msgspec
-
 from streamq.access import TokenBook
 from streamq.broker.inspection import Costs, Counts, DeadLetter, Inspection, Located
-from streamq.broker.letters import Letters
+from streamq.broker.letters import LetterRecord, Letters
 from streamq.broker.orders import Orders
 from streamq.broker.outbox import Feed
 from streamq.broker.server import Broker, Memory, memory_of
@@ -381,38 +379,28 @@ def _parked(place: Located) -> dict[str, Any] | None:
     return {"gate": str(place.gate), "since": from_ms(place.parked_ms), "before": place.before}
 
 
-class _Letter(msgspec.Struct):
-    """What is told of a dead letter's record; see "Record" in docs/architecture.md."""
-
-    h: str = ""
-    u: str | None = None
-    n: int = 1
-    m: int = 0
-    e: int = 0
-    b: int = 0
-    f: int = 0
-    x: dict[str, Any] = {}
-    lane: str = msgspec.field(default="", name="l")
-
-
 def _of_letter(queue: str, letter: DeadLetter) -> JobStatus:
     """Tell what a dead letter says of its job; of one that nobody can read, what is certain."""
-    record = _Letter()
-    with contextlib.suppress(ValueError, RecursionError):
-        record = msgspec.json.decode(letter.record, type=_Letter)
+    record = LetterRecord.of(letter.record)
+    error = record.error
     return JobStatus(
         id=letter.job_id,
         state="dead",
         queue=queue,
-        handler=record.h,
-        user=record.u,
-        attempt=record.n,
-        max_attempts=record.m,
-        enqueued_at=_moment(record.e),
-        started_at=_moment(record.b),
-        finished_at=_moment(record.f or int(letter.id.partition(b"-")[0])),
+        handler=record.handler,
+        user=record.key,
+        attempt=record.attempt,
+        max_attempts=record.max_attempts,
+        crashes=record.crashes,
+        enqueued_at=_moment(record.enqueued_ms),
+        started_at=_moment(record.begun_ms),
+        finished_at=_moment(record.finished_ms or int(letter.id.partition(b"-")[0])),
         lane=record.lane,
-        error={"type": record.x.get("t"), "message": record.x.get("m"), "fingerprint": record.x.get("fp")},
+        error={
+            "type": error.type or None,
+            "message": error.message or None,
+            "fingerprint": error.fingerprint or None,
+        },
     )
 
 

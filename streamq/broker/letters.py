@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamq.broker.wire import Wire
     from streamq.job import Envelope
 
-__all__ = ["EVERY", "Edits", "Letter", "Letters", "Page", "Progress", "Wanted"]
+__all__ = ["EVERY", "Edits", "Letter", "LetterRecord", "Letters", "Page", "Progress", "Wanted"]
 
 MOST_LOOKED_AT = 10_000
 """The most letters that are looked at for one page."""
@@ -41,22 +41,36 @@ class _Error(msgspec.Struct, rename={"type": "t", "message": "m", "traceback": "
     fingerprint: str = ""
 
 
-class _Record(
+class LetterRecord(
     msgspec.Struct,
-    rename={"handler": "h", "key": "u", "attempt": "n", "lane": "l", "enqueued_ms": "e", "crashes": "c", "error": "x"},
-):
+    rename={
+        "handler": "h", "key": "u", "attempt": "n", "max_attempts": "m", "lane": "l", "enqueued_ms": "e", "begun_ms": "b",
+        "finished_ms": "f", "crashes": "c", "error": "x",
+    },
+):  # fmt: skip
     """What is wanted of a record; see "Record" in docs/architecture.md."""
 
     handler: str = ""
     key: str | None = None
     attempt: int = 1
-    lane: str = "normal"
+    max_attempts: int = 0
+    lane: str = ""
     enqueued_ms: int = 0
+    begun_ms: int = 0
+    finished_ms: int = 0
     crashes: int = 0
     error: _Error = msgspec.field(default_factory=_Error)
 
+    @classmethod
+    def of(cls, raw: bytes) -> LetterRecord:
+        """Decode it; of one that nobody can read there is nothing."""
+        try:
+            return _RECORDS.decode(raw)
+        except (ValueError, RecursionError):
+            return cls()
 
-_RECORDS = msgspec.json.Decoder(_Record)
+
+_RECORDS = msgspec.json.Decoder(LetterRecord)
 
 
 class Letter(NamedTuple):
@@ -349,10 +363,7 @@ def _letter(entry: tuple[bytes, list[bytes]]) -> Letter:
     """Decode a letter. One whose record cannot be read is shown with what can."""
     entry_id, raw = entry
     fields: Mapping[bytes, bytes] = dict(zip(raw[::2], raw[1::2], strict=True))
-    try:
-        record = _RECORDS.decode(fields.get(b"r", b""))
-    except ValueError:
-        record = _Record()
+    record = LetterRecord.of(fields.get(b"r", b""))
     name = entry_id.decode()
     error = record.error
     return Letter(

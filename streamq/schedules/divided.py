@@ -20,7 +20,7 @@ from streamq.schedules.pages import called
 from streamq.schedules.patience import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from streamq.schedules.occurrence import Occurrence, Schedule
 
@@ -38,9 +38,15 @@ def fan_out(
     on_progress: Callable[[FanOutState], object] | None = None,
 ) -> FanOut | Divided:
     """Prepare the fan-out of an occurrence over whatever partitions its queue has; see `FanOut`."""
-    if desk.divided:
-        return Divided(schedule, occurrence, desk, on_progress=on_progress)
-    return FanOut(schedule, occurrence, desk, on_progress=on_progress)
+    if not desk.divided:
+        return FanOut(schedule, occurrence, desk, on_progress=on_progress)
+    entry = dataclasses.replace(schedule.entry, page=shared(schedule.entry.page))
+    schedule = dataclasses.replace(schedule, entry=entry)
+
+    def begin(share: Desk, part: Part, moved: Callable[[FanOutState], object]) -> FanOut:
+        return FanOut(schedule, occurrence, share, on_progress=moved, part=part)
+
+    return Divided(desk.shares(), begin, on_progress)
 
 
 class Divided:
@@ -48,21 +54,21 @@ class Divided:
 
     def __init__(
         self,
-        schedule: Schedule,
-        occurrence: Occurrence,
-        desk: Desk,
-        *,
-        on_progress: Callable[[FanOutState], object] | None = None,
+        desks: Sequence[Desk],
+        begin: Callable[[Desk, Part, Callable[[FanOutState], object]], FanOut],
+        on_progress: Callable[[FanOutState], object] | None,
     ) -> None:
-        """Prepare; nothing is read or written yet. The arguments are those of `FanOut`."""
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            desks: Of the partitions, in their order.
+            begin: Makes the fan-out of a partition over its part of the users; it tells when its state has moved.
+            on_progress: Told of the state of all after each call.
+        """
         self._on_progress = on_progress
         self._others: asyncio.Future[list[FanOutState]] | None = None
-        entry = dataclasses.replace(schedule.entry, page=shared(schedule.entry.page))
-        schedule = dataclasses.replace(schedule, entry=entry)
-        desks = desk.shares()
         self._parts = [
-            FanOut(schedule, occurrence, share, on_progress=self._moved, part=self._part(share, len(desks), place))
-            for place, share in enumerate(desks)
+            begin(share, self._part(share, len(desks), place), self._moved) for place, share in enumerate(desks)
         ]
 
     def _part(self, desk: Desk, count: int, place: int) -> Part:

@@ -166,7 +166,9 @@ class TestByHand:
 class TestAsARole:
     """Started once, and stopped by a signal."""
 
-    async def test_it_fires_what_was_missed_at_the_start_and_ends_when_told(self, redis_url, queue_name, client, said):
+    async def test_it_fires_what_was_missed_at_the_start_and_ends_when_told(
+        self, redis_url, queue_name, client, said, eventually
+    ):
         """The schedule was known an hour ago."""
         app = app_of(redis_url, queue_name, Listing(USERS), grace=timedelta(hours=2))
         hour_ago = int(time.time()) - 3600
@@ -178,11 +180,9 @@ class TestAsARole:
         )
         stop = asyncio.Event()
         running = asyncio.create_task(run(app.settings, app, stop))
-        async with asyncio.timeout(50):
-            while not said("cron.finished"):  # noqa: ASYNC110 - a log line sets no event
-                await asyncio.sleep(0.02)
-            stop.set()
-            await running
+        await eventually(lambda: said("cron.finished"))
+        stop.set()
+        await running
         assert job_ids(client, queue_name).total() == 250
         assert said("cron.started")[0]["schedules"] == "list0"
         assert said("cron.stopped")
@@ -196,16 +196,14 @@ class TestAsARole:
         with pytest.raises(ConfigurationError, match="is not the address of a Redis server"):
             await run(app.settings, app, asyncio.Event())
 
-    async def test_a_server_that_is_not_there_yet_is_waited_for(self, queue_name, said):
+    async def test_a_server_that_is_not_there_yet_is_waited_for(self, queue_name, said, eventually):
         """It says so, and can be stopped meanwhile."""
         app = app_of("redis://127.0.0.1:1/0", queue_name, Listing([]))
         stop = asyncio.Event()
         running = asyncio.create_task(run(app.settings, app, stop))
-        async with asyncio.timeout(50):
-            while not said("redis.lost"):  # noqa: ASYNC110 - a log line sets no event
-                await asyncio.sleep(0.02)
-            stop.set()
-            await running
+        await eventually(lambda: said("redis.lost"))
+        stop.set()
+        await running
         assert "cannot reach Redis" in said("redis.lost")[0]["text"]
 
 

@@ -24,6 +24,16 @@ async def sweep(board, lane: str = "normal", cursor: bytes = b"0-0"):
     return await board.partition.sweep(LANES.index(lane) + 1, lease_ms=LEASE_MS, cursor=cursor)
 
 
+async def sweep_all(board) -> tuple[int, int]:
+    """Sweep from the beginning to the end. Returns how much was handed back, in how many calls."""
+    cursor, handed_back, calls = b"0-0", 0, 0
+    while calls == 0 or cursor != b"0-0":
+        cursor, handed, _ = await sweep(board, cursor=cursor)
+        handed_back += handed
+        calls += 1
+    return handed_back, calls
+
+
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_delivery_whose_lease_ran_out_is_handed_back_and_no_crash_is_counted(board, lane):
     """Its reply was lost; the worker lives, and knows nothing of the job."""
@@ -98,13 +108,7 @@ async def test_the_cursor_leads_through_a_lane_that_is_longer_than_one_look(boar
         await board.add(*(f"j{number}" for number in range(first, first + 100)))
         await board.read("w1")
     await let_lease_run_out(board)
-    cursor, handed_back, calls = b"0-0", 0, 0
-    while calls == 0 or cursor != b"0-0":
-        cursor, handed, _ = await sweep(board, cursor=cursor)
-        handed_back += handed
-        calls += 1
-    assert handed_back == 300
-    assert calls == 3
+    assert await sweep_all(board) == (300, 3)
 
 
 async def test_a_delivery_behind_many_live_ones_is_found(board):
@@ -114,13 +118,7 @@ async def test_a_delivery_behind_many_live_ones_is_found(board):
         await board.add(*(f"j{number}" for number in range(first, first + 100)))
         await board.read("w1")
     await let_lease_run_out(board, "j1999")
-    cursor, handed_back, calls = b"0-0", 0, 0
-    while calls == 0 or cursor != b"0-0":
-        cursor, handed, _ = await sweep(board, cursor=cursor)
-        handed_back += handed
-        calls += 1
-    assert handed_back == 1
-    assert calls == 2
+    assert await sweep_all(board) == (1, 2)
 
 
 async def test_entries_that_no_longer_exist_are_counted_and_forgotten(board):

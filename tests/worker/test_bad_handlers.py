@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 from datetime import timedelta
@@ -12,26 +11,21 @@ import msgspec
 import pytest
 
 from streamq.errors import JobFailed
-from streamq.loading import load_app
 
 KEPT = timedelta(seconds=60)
 
 
 @pytest.fixture
-async def wild(redis_url, tmp_path, monkeypatch):
+async def wild(redis_url, borrowed, monkeypatch):
     """The application of `wild.py`, to enqueue with; this process runs none of its jobs."""
-    shutil.copy(Path(__file__).with_name("wild.py"), tmp_path / "wild.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     from streamq.worker import service, slots
 
     for module, name in ((slots, "STUCK_S"), (service, "RECYCLE_AFTER_S")):
         monkeypatch.setattr(module, name, getattr(module, name))  # the import changes them, and not for long
-    app = load_app("wild:app")
+    app = borrowed("wild")
     app.settings = msgspec.structs.replace(app.settings, redis_url=redis_url)
     yield app
     await app.close()
-    del sys.modules["wild"]
 
 
 @pytest.fixture

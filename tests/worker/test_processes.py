@@ -3,10 +3,8 @@
 import asyncio
 import json
 import os
-import shutil
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
 import orjson
@@ -16,7 +14,6 @@ from streamq import StreamQ
 from streamq.broker.inspection import Inspection
 from streamq.errors import ConfigurationError, JobFailed
 from streamq.keys import Keys
-from streamq.loading import load_app
 from streamq.worker import Worker
 from tests.conftest import is_running
 
@@ -24,19 +21,15 @@ KEPT = timedelta(seconds=60)
 
 
 @pytest.fixture
-async def cage(redis_url, tmp_path, monkeypatch):
-    """The application of `cage.py`, imported here by the name that its children use."""
-    shutil.copy(Path(__file__).with_name("cage.py"), tmp_path / "cage.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    app = load_app("cage:app")
+async def cage(redis_url, borrowed):
+    """The application of `cage.py`."""
+    app = borrowed("cage")
     app.settings = msgspec.structs.replace(
         app.settings, app="cage:app", redis_url=redis_url, worker_concurrency=4, dead_after_ms=2_000, beat_ms=100,
         grace_ms=2_000,
     )  # fmt: skip
     yield app
     await app.close()
-    del sys.modules["cage"]
 
 
 @pytest.fixture

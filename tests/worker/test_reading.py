@@ -7,19 +7,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from streamq.broker.inspection import Inspection
-from streamq.keys import Keys
 from streamq.worker import Worker
 
 KEPT = timedelta(seconds=60)
-
-
-@pytest.fixture
-async def view(app):
-    """What Redis says of the queue."""
-    wire = app.client.broker.wire()
-    yield Inspection(wire, Keys("default"))
-    await wire.close()
 
 
 def told_that_jobs_are_short(worker: Worker) -> None:

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from streamq import StreamQ
-from streamq.broker.inspection import Inspection
 from streamq.broker.orders import Orders
 from streamq.errors import JobFailed
 from streamq.keys import Keys
@@ -20,14 +19,6 @@ async def orders(app):
     """The operators' side of the queue."""
     wire = app.client.broker.wire()
     yield Orders(wire, Keys("default"))
-    await wire.close()
-
-
-@pytest.fixture
-async def view(app):
-    """What is seen of the queue from outside."""
-    wire = app.client.broker.wire()
-    yield Inspection(wire, Keys("default"))
     await wire.close()
 
 
