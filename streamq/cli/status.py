@@ -26,6 +26,8 @@ LATE_S = 60.0
 SKEW_LIMIT_MS = 2_000
 PATIENCE_S = 1.2
 """Who asks whether all is well has an answer within two seconds, also when MongoDB gives none."""
+DOCTOR_PATIENCE_S = 10.0
+"""Who asks what is wrong would rather wait for a server that is busy than hear that it is away."""
 PARKED_ALARM_S = 900.0
 """A job that has waited this long at a gate is worth a word: a limit is too narrow, or a place was never freed."""
 EVICTION_ALARM_S = 86_400
@@ -67,7 +69,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
         version, settings = f"{found.server.product} {found.server.version}", found.settings
     for queue in queues:
         queue["verdict"] = _verdict(queue)
-    mongodb = await _mongodb(settings) if settings.history else None
+    mongodb = await _mongodb(settings, patience_s=PATIENCE_S) if settings.history else None
     has_mongodb = bool(mongodb and not mongodb["error"])
     schedules = await _schedules(settings, has_mongodb=has_mongodb) if settings.app else []
     is_healthy = (
@@ -183,13 +185,13 @@ def _held_up(queue: dict[str, Any]) -> str:
     return f"blocked: {', '.join(queue['blocks'])}" if queue.get("blocks") else ""
 
 
-async def _mongodb(settings: Settings) -> dict[str, Any]:
+async def _mongodb(settings: Settings, *, patience_s: float) -> dict[str, Any]:
     from streamq.logs import masked
     from streamq.mongo import Mongo
 
     mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
     try:
-        with mongo.patience(PATIENCE_S):
+        with mongo.patience(patience_s):
             await mongo.check()
     except (Unavailable, ConfigurationError) as error:
         return {"where": masked(settings.mongodb_url), "error": str(error), "hint": error.hint}
@@ -229,7 +231,7 @@ async def _examined(settings: Settings, *, repair: bool) -> list[_Finding]:
     findings += examined
     if not settings.history:
         return findings
-    mongodb = await _mongodb(settings)
+    mongodb = await _mongodb(settings, patience_s=DOCTOR_PATIENCE_S)
     verdict: Literal["OK", "FAIL"] = "FAIL" if mongodb["error"] else "OK"
     findings.append(_Finding(verdict, "mongodb", mongodb["error"] or mongodb["where"], mongodb["hint"]))
     if any(finding.verdict == "FAIL" for finding in findings):

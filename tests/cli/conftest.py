@@ -90,7 +90,10 @@ def bare(folder, monkeypatch, capsys):
 
 @pytest.fixture
 def command(bare, monkeypatch, redis_url, mongodb_url, mongo_database):
-    """The same, with servers."""
+    """The same, with servers, and patience with a machine that has other tests to run."""
+    monkeypatch.setattr("streamq.cli.status.PATIENCE_S", 40)
+    monkeypatch.setattr("streamq.cli.status.DOCTOR_PATIENCE_S", 40)
+    monkeypatch.setattr("streamq.cli.servers.PATIENCE_S", 40)
     for name, value in _servers(redis_url, mongodb_url, mongo_database).items():
         monkeypatch.setenv(name, value)
     return bare

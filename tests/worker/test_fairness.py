@@ -249,7 +249,7 @@ async def test_the_slow_jobs_that_ended_before_there_was_a_limit_are_learned_too
     expected = {b"visit|slow-%d" % number for number in range(4)}
 
     async def are_known() -> bool:
-        return await slow_users() == expected
+        return await slow_users() >= expected  # a fast one may have had to wait for the processor and count as slow
 
     await eventually(are_known)
 
@@ -347,6 +347,11 @@ async def test_without_lanes_nobody_is_slow_and_what_was_known_is_forgotten(work
     assert worker.slots.pumps[0].costs.limit_ms is None
 
 
+def counts_of_runs(times: dict[str, str]) -> list[str]:
+    """Return how many jobs ran for how long; on a busy machine, one that ends at once may take some milliseconds."""
+    return [count for field, count in times.items() if field.startswith("t")]
+
+
 async def test_jobs_without_a_key_are_not_counted(app, partition, work, eventually):
     """They cost nothing, and nothing is known of them."""
 
@@ -360,11 +365,10 @@ async def test_jobs_without_a_key_are_not_counted(app, partition, work, eventual
     other = await app.handler(key="user")(_nothing).options(keep_result=KEPT).enqueue("u1")
     await other.result()
 
-    async def counted() -> dict[str, str]:
-        times = await partition.learn()
-        return {field: count for field, count in times.items() if field.startswith("t")}
+    async def counted() -> list[str]:
+        return counts_of_runs(await partition.learn())
 
-    assert await eventually(counted) == {"t0": "1"}
+    assert await eventually(counted) == ["1"]
 
 
 async def _nothing(user: str) -> None:
@@ -379,7 +383,7 @@ async def test_what_a_worker_saw_last_is_told_when_it_leaves(app, partition, wor
     worker.drain()
 
     async def counted() -> bool:
-        return (await partition.learn()).get("t0") == "1"
+        return counts_of_runs(await partition.learn()) == ["1"]
 
     await eventually(counted)
 
