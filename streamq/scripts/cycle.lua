@@ -208,7 +208,8 @@ local is_at
 local function look_around(jobs)
   if jobs < 16 or call('ZCARD', GATES) > 2 * jobs then return end
   is_at = {}
-  for _, member in ipairs(call('ZRANGE', GATES, 0, -1)) do is_at[cut(member, 1, find(member, '\0', 1, true) - 1)] = true end
+  local members = call('ZRANGE', GATES, 0, -1)
+  for i = 1, #members do is_at[cut(members[i], 1, find(members[i], '\0', 1, true) - 1)] = true end
 end
 
 local function is_deserted(name)
@@ -309,25 +310,35 @@ local function order_in(lane, found) return string.format('%d%013.0f', (lane - 1
 
 local function same(order) return order end
 
--- What ended or goes back gives up its places; those gates are open now.
+-- What ended or goes back gives up its places; those gates are open now, if anybody waits: that has a payload and no time.
 local opened, parked = {}, 0
 if #left > 0 and call('EXISTS', PLACES) == 1 then
-  local specs, free, forget = call('HMGET', PLACES, unpack(left)), {'ZREM', GATES}, {'HDEL', PLACES}
-  local function give_up(name, id) free[#free + 1], opened[#opened + 1] = name .. '\0h' .. id, name end
+  local specs, free, forget, head, from = call('HMGET', PLACES, unpack(left)), {'ZREM', GATES}, {'HDEL', PLACES}, ' ', 0
+  local freed, last, waits = 2, 2, call('HLEN', PAYLOAD) > call('ZCARD', DELAYED)
+  local function give_up(name, id)
+    freed = freed + 1
+    free[freed] = name .. '\0h' .. id
+    if waits then append(opened, name) end
+  end
   for i = 1, #left do
-    if specs[i] then
-      forget[#forget + 1] = left[i]
-      local kind, is = byte(specs[i], 2), find(specs[i], '=', 3, true)
-      if kind == 102 then charge(specs[i], records[left[i]]) end
-      if not find(specs[i], ' ', is, true) then
-        if kind == 99 then give_up(cut(specs[i], is + 1), left[i]) end
+    local spec, id = specs[i], left[i]
+    if spec then
+      last = last + 1
+      forget[last] = id
+      if find(spec, head, 1, true) ~= 1 then
+        head = match(spec, '^.c%d+,0=') or ' '
+        from = #head + 1
+      end
+      if from > 2 and not find(spec, ' ', from, true) then
+        give_up(cut(spec, from), id)
       else
-        for name in string.gmatch(specs[i], 'c%d+,0=(%S+)') do give_up(name, left[i]) end
+        if byte(spec, 2) == 102 then charge(spec, records[id]) end
+        for name in string.gmatch(spec, 'c%d+,0=(%S+)') do give_up(name, id) end
       end
     end
   end
-  if #free > 2 then call(unpack(free)) end
-  if #forget > 2 then call(unpack(forget)) end
+  if freed > 2 then call(unpack(free)) end
+  if last > 2 then call(unpack(forget)) end
 end
 
 if letters.rows > 0 then
@@ -525,8 +536,6 @@ local function take_turns(most)
   return call('ZCOUNT', FAIR, 0, '(' .. exact(RESTING)) > 0
 end
 
--- What has a payload and no time waits at a gate.
-if #opened > 0 and call('HLEN', PAYLOAD) <= call('ZCARD', DELAYED) then opened = {} end
 for _, name in ipairs(opened) do
   if not let_in(name) then call('ZADD', OPENINGS, 'NX', now_us, 'w' .. name) end
 end
@@ -551,45 +560,59 @@ local function hold_back(lane, found, id, mine)
   parked = parked + 1
 end
 
+-- Let a job pass that has a single gate, of so many at once, where nobody is: so it has no place there yet either. Most are
+-- of that kind. Returns what `places` says of it, or nil: look at its gates one by one.
+local head, name_at, says = nil, 0, ''
+local function passed_alone(envelope, id)
+  if not head then return nil end
+  local name = cut(envelope, name_at, find(envelope, '"', name_at, true) - 1)
+  if fresh[name] or find(name, ' ', 1, true) or not is_deserted(name) then return nil end
+  fresh[name] = 1
+  taking[taken + 1], taking[taken + 2] = '0', name .. '\0h' .. id
+  taken = taken + 2
+  return says .. name
+end
+
+-- Whether a job has gates. The envelopes of a handler's jobs begin alike, up to the name of the first one: see `gate_of`.
+local function is_gated(envelope)
+  if head and find(envelope, head, 1, true) == 1 then return true end
+  if cut(envelope, 1, 7) ~= '{"gt":"' then return false end
+  head = match(envelope, '^{"gt":"c[1-9]%d*,0=')
+  if head then name_at, says = #head + 1, '+' .. cut(head, 8) end
+  return true
+end
+
 -- Those of the entries of a lane that may start. The others wait at a gate now.
 local function admitted(lane, entries)
-  local ids, at, count = {}, {}, 0
+  local said, last, kept, has_looked = {'HSET', PLACES}, 2, nil, false
   for i = 1, #entries do
-    local fields = entries[i][2]
-    if fields[1] == 'j' and cut(fields[4], 1, 7) == '{"gt":"' then
-      count = count + 1
-      ids[count], at[count] = fields[2], i
-    end
-  end
-  if count == 0 then return entries end
-  look_around(count)
-  local known, said, last, barred = call('HMGET', PLACES, unpack(ids)), {'HSET', PLACES}, 2, nil
-  for k = 1, count do
-    local id = ids[k]
-    if not known[k] or byte(known[k]) ~= 43 then
-      local found = entries[at[k]]
-      local envelope = found[2][4]
-      local spec = cut(envelope, 8, find(envelope, '"', 8, true) - 1)
-      local mine = pass_all(id, spec, order_in, lane, found)
-      if last == 2 then spec = spec .. PAD end
-      said[last + 1], said[last + 2] = id, mine and string.format('-%s @%.0f', spec, now) or '+' .. spec
-      last = last + 2
-      if mine then
-        hold_back(lane, found, id, mine)
-        barred = barred or {}
-        barred[at[k]] = true
+    local found, mine = entries[i], nil
+    local id, envelope = found[2][2], found[2][4]
+    if found[2][1] == 'j' and is_gated(envelope) then
+      if not has_looked then look_around(#entries) end
+      has_looked = true
+      local place = passed_alone(envelope, id)
+      if not place and byte(call('HGET', PLACES, id) or '-') ~= 43 then
+        local spec = cut(envelope, 8, find(envelope, '"', 8, true) - 1)
+        mine = pass_all(id, spec, order_in, lane, found)
+        place = mine and string.format('-%s @%.0f', spec, now) or '+' .. spec
       end
+      if place then
+        said[last + 1], said[last + 2] = id, last == 2 and place .. PAD or place
+        last = last + 2
+      end
+    end
+    if mine then
+      hold_back(lane, found, id, mine)
+      kept = kept or {unpack(entries, 1, i - 1)}
+    elseif kept then
+      append(kept, found)
     end
   end
   if last > 2 then call(unpack(said)) end
   write_places()
   is_at = nil
-  if not barred then return entries end
-  local kept = {}
-  for i = 1, #entries do
-    if not barred[i] then append(kept, entries[i]) end
-  end
-  return kept
+  return kept or entries
 end
 
 -- Take over from one worker that is gone, no more than can be run here. Those before it that held nothing are taken off

@@ -13,6 +13,7 @@ from streamq.gates import Gates
 from streamq.job import Envelope
 
 ONE_PER_KEY = Gates.of("h", 1, None, 0, None)
+TWO_PER_KEY = Gates.of("h", 2, None, 0, None)
 TWO_OF_HANDLER = Gates.of("h", 0, None, 2, None)
 BOTH = Gates.of("h", 1, None, 2, None)
 ONE_A_MINUTE = Gates.of("h", 0, None, 0, "1/m")
@@ -58,6 +59,36 @@ async def test_a_limit_of_a_handler_holds_over_all_workers(board):
     (second,) = await board.read("w2")
     assert second.id == b"b"
     assert ids((await board.settle("w2", second, want=9)).deliveries) == ["c"]
+
+
+@pytest.mark.parametrize("beside", [0, 60])
+async def test_of_a_batch_start_those_whose_gates_are_open_in_the_order_of_their_enqueue(board, beside):
+    """Most jobs of a batch find nobody at their gate, and are not looked at one by one."""
+    await board.join("w1", "w2")
+    for number in range(beside):
+        await add(board, ONE_PER_KEY, f"beside{number}", key=f"beside{number}")
+    await add(board, ONE_PER_KEY, "held", key="k0")
+    held = await board.read("w1")
+    assert len(held) == beside + 1
+    await add(board, ONE_PER_KEY, "behind held", key="k0")
+    for number in range(1, 20):
+        await add(board, ONE_PER_KEY, f"first{number}", key=f"k{number}")
+    await add(board, BOTH, "behind first2", key="k2")
+    await add(board, BOTH, "of two gates", key="k20")
+    await add(board, ONE_PER_KEY, "behind first3", key="k3")
+    await add(board, ONE_PER_KEY, "behind of two gates", key="k20")
+    await add(board, TWO_PER_KEY, "one of two", key="k21")
+    await add(board, TWO_PER_KEY, "two of two", key="k21")
+    await add(board, TWO_PER_KEY, "third of two", key="k21")
+    started = await board.read("w2")
+    assert ids(started) == [*(f"first{number}" for number in range(1, 20)), "of two gates", "one of two", "two of two"]
+    rest = (await board.settle("w2", *started, want=99)).deliveries
+    assert sorted(ids(rest)) == ["behind first2", "behind first3", "behind of two gates", "third of two"]
+    (last,) = (await board.settle("w1", *held, want=99)).deliveries
+    assert last.id == b"behind held"
+    await board.settle("w2", *rest)
+    await board.settle("w1", last)
+    assert await is_empty(board)
 
 
 async def test_who_waits_at_the_gate_of_its_key_takes_no_place_of_the_handler(board):
