@@ -34,7 +34,7 @@ async def app(request, redis_server, monkeypatch):
 @pytest.fixture
 async def replica(tmp_path, redis_server, app, eventually):
     """A replica of that server, in step with it."""
-    server = RedisServer(tmp_path / "replica")
+    server = RedisServer(tmp_path / "replica", binary=redis_server._asked_binary)
     server.start()
     told = StreamQ(redis_url=server.url)
     wire = told.client.broker.wire()
