@@ -45,7 +45,7 @@ COMMANDS = {
     },
     "Look and tell": {
         "status": Lazy("streamq.cli.status:status", "Say on one screen whether all is well."),
-        "queues": Lazy("streamq.cli.queues:queues", "See, pause, resume and purge queues."),
+        "queues": Lazy("streamq.cli.queues:queues", "See, pause, resume, purge and divide queues."),
         "block": Lazy(
             "streamq.cli.blocks:block", "Hold back the jobs of HANDLER, or of one user, in all queues; others go on."
         ),
@@ -70,7 +70,7 @@ COMMANDS = {
         "logs": Lazy("streamq.cli.machine:logs", "Show what the processes have printed."),
         "restart": Lazy("streamq.cli.machine:restart", "Restart the processes of a role."),
         "health": Lazy(
-            "streamq.cli.health:health", "Say whether the worker, or the parent of several, lives or is ready to work."
+            "streamq.cli.health:health", "Say whether the worker, cron, recorder or parent here lives, or is ready."
         ),
         "down": Lazy("streamq.cli.machine:down", "Stop the parent and everything that it runs."),
     },
@@ -93,7 +93,7 @@ Exit codes:
   1    the answer is no: unhealthy, failed, not found
   2    wrong command line
   65   bad input: a file, an argument, a job that cannot be enqueued
-  69   Redis or MongoDB cannot be reached
+  69   Redis or MongoDB cannot be reached, or a port is in use
   70   an error inside streamq
   75   not now: the queue is full, or not confirmed; try again
   78   bad configuration

@@ -22,7 +22,7 @@ _VARIABLE = "STREAMQ_HEARTBEAT_FILE"
     "--file", type=click.Path(path_type=Path, dir_okay=False), help=f"The heartbeat file.  [env: {_VARIABLE}]"
 )
 def health(what: str, file: Path | None) -> int:
-    """Say whether the worker, or the parent of several, lives or is ready to work.
+    """Say whether the worker, cron, recorder or parent here lives, or is ready.
 
     Reads the heartbeat file that it writes, and asks nobody: an outage of Redis makes it unready, never dead.
     Exit 0 yes, 1 no, 78 no file was named.
@@ -42,7 +42,8 @@ def _configured() -> Path:
         named = load({}).heartbeat_file
     if not named:
         raise ConfigurationError(
-            "no heartbeat file is named", hint=f"set {_VARIABLE} for the worker and for this command, or use --file"
+            "no heartbeat file is named",
+            hint=f"set {_VARIABLE} for what is asked about and for this command, or use --file",
         )
     return Path(named)
 

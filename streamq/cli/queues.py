@@ -40,7 +40,7 @@ _WORKER_COLUMNS = ["worker", "queue", "running", "beat_age_s", "state"]
 
 @click.group()
 def queues() -> None:
-    """See, pause, resume and purge queues."""
+    """See, pause, resume, purge and divide queues."""
 
 
 @queues.command("ls")
