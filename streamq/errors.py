@@ -5,6 +5,7 @@ StreamQError
 │   └── DividedOtherwise             a queue has another number of partitions
 ├── Unavailable            exit 69   a server could not be reached
 │   ├── BrokerUnavailable            Redis
+│   │   └── PartlyDone               an order reached some partitions of a queue
 │   └── HistoryUnavailable           MongoDB
 ├── JobRejected            exit 65   the job cannot be enqueued as it is
 │   ├── UnknownHandler
@@ -22,9 +23,14 @@ StreamQError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = [
     "BadArguments", "BadInput", "BrokerUnavailable", "ConfigurationError", "Conflict", "DividedOtherwise",
-    "HistoryUnavailable", "JobFailed", "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PayloadTooLarge", "QueueFull",
+    "HistoryUnavailable", "JobFailed", "JobNotFound", "JobRejected", "LeaseLost", "LifespanFailed", "NotConfirmed", "PartlyDone", "PayloadTooLarge", "QueueFull",
     "StreamQError", "Unavailable", "UnknownHandler",
 ]  # fmt: skip
 
@@ -57,6 +63,17 @@ class Unavailable(StreamQError):
 
 class BrokerUnavailable(Unavailable):
     """Redis could not be reached. Whether the last call took effect is unknown; repeating it is safe."""
+
+
+class PartlyDone(BrokerUnavailable):
+    """An order was carried out in some partitions of a queue and not in others; repeating it is safe."""
+
+    def __init__(self, message: str, *, hint: str = "", done: Sequence[str] = (), failed: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.done = done
+        """The partitions where it was carried out."""
+        self.failed = failed
+        """Those where it was not, as far as is known."""
 
 
 class HistoryUnavailable(Unavailable):

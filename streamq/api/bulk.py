@@ -66,7 +66,7 @@ class BulkOrder(msgspec.Struct, forbid_unknown_fields=True):
 async def begin_bulk(request: Request) -> Response:
     """Do the same to all jobs that a filter leaves. It goes on after the answer, which tells where to look."""
     order, stores = await body(request, BulkOrder), stores_of(request)
-    if order.filter.queue is not None and order.filter.queue not in stores.queues:
+    if order.filter.queue is not None and not stores.parts(order.filter.queue):
         raise bad("filter", f"no queue {order.filter.queue!r:.80} is known here")
     if order.filter.fingerprint is not None and order.filter.error_type is not None:
         raise bad("filter", "name a fingerprint or an error_type, one of the two")
@@ -121,10 +121,10 @@ async def _found(request: Request) -> dict[str, Any]:
     return found
 
 
-def _filter(which: Which, states: Sequence[str] = ()) -> Filter:
+def _filter(stores: Stores, which: Which, states: Sequence[str]) -> Filter:
     return Filter(
         states=tuple(states),
-        queues=(which.queue,) if which.queue is not None else (),
+        queues=stores.queues_meant([which.queue]) if which.queue is not None else (),
         handler=which.handler,
         user=which.user,
         error_type=which.error_type,
@@ -158,7 +158,7 @@ async def _letters(
 ) -> None:
     """Do something to the dead letters that are meant, queue by queue."""
     done = refused = 0
-    for queue in [order.filter.queue] if order.filter.queue is not None else stores.queues:
+    for queue in stores.parts(order.filter.queue) if order.filter.queue is not None else stores.queues:
 
         def count(told: Done, before: tuple[int, int] = (done, refused)) -> None:
             gone = told.became["replayed"] + told.became["deleted"]
@@ -182,7 +182,7 @@ def _wanted(which: Which) -> Wanted:
 
 async def _cancel(stores: Stores, order: BulkOrder, progress: Progress) -> None:
     """Cancel what the history knows to be alive: what was enqueued in the last two seconds may not be among it."""
-    jobs = await _alive(stores, _filter(order.filter, _LIVE), progress)
+    jobs = await _alive(stores, _filter(stores, order.filter, _LIVE), progress)
     progress.total = len(jobs)
     for queue, job_id in jobs:
         if progress.is_stopped:

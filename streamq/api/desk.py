@@ -14,6 +14,7 @@ from streamq.errors import (
     DividedOtherwise,
     JobNotFound,
     JobRejected,
+    PartlyDone,
     QueueFull,
     StreamQError,
 )
@@ -60,12 +61,12 @@ def application_of(request: Request) -> StreamQ:
 
 
 def known_queue(request: Request, name: str) -> str:
-    """Return the name if it is a queue's.
+    """Return the name if it is that of a queue, or of one of its partitions.
 
     Raises:
         Problem: 404.
     """
-    if name not in stores_of(request).queues:
+    if not stores_of(request).parts(name):
         raise Problem(404, f"no queue {name!r:.80} is known here", kind="queue-unknown")
     return name
 
@@ -91,7 +92,7 @@ async def or_503(answer: Awaitable[T], server: str) -> T:
     except DividedOtherwise as refused:
         raise divided_otherwise(refused) from None
     except StreamQError as error:
-        raise _away(server, is_known=not isinstance(error, BrokerUnavailable)) from None
+        raise _partly_done(error, server) if isinstance(error, PartlyDone) else _away(server, error) from None
 
 
 def divided_otherwise(refused: DividedOtherwise) -> Problem:
@@ -99,9 +100,18 @@ def divided_otherwise(refused: DividedOtherwise) -> Problem:
     return Problem(503, str(refused), kind="queue-divided-otherwise", hint=refused.hint)
 
 
-def _away(server: str, *, is_known: bool) -> Problem:
+def _partly_done(partly: PartlyDone, server: str) -> Problem:
+    done, failed = ", ".join(partly.done), ", ".join(partly.failed)
+    return Problem(
+        503, f"done in {done}, and not in {failed}: {server} is away there", kind="partly-done",
+        headers={"retry-after": "2"}, hint=partly.hint,
+        done=list(partly.done), failed=list(partly.failed),
+    )  # fmt: skip
+
+
+def _away(server: str, error: StreamQError) -> Problem:
     unknown = "whether anything was done is unknown if this was a write; it may be repeated"
-    told = {} if is_known else {"hint": unknown}
+    told = {"hint": unknown} if isinstance(error, BrokerUnavailable) else {}
     return Problem(503, f"{server} is away", kind="store-away", headers={"retry-after": "2"}, **told)
 
 

@@ -20,7 +20,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from streamq.api.answers import Problem
 from streamq.api.desk import stores_of
 from streamq.api.parameters import Parameter
-from streamq.api.queues import queue_json
+from streamq.api.queues import queues_json
 from streamq.api.table import Operation, users_seen
 from streamq.broker.outbox import version_of
 from streamq.errors import StreamQError
@@ -203,14 +203,9 @@ class Hub:
             with contextlib.suppress(StreamQError):
                 counts = await self._stores.counts()
                 # What only grows older is no change.
-                queues = [
-                    {
-                        **queue_json(name, each, self._stores.dead_after_ms),
-                        "oldest_wait_ms": None,
-                        "outbox_age_ms": None,
-                    }
-                    for name, each in counts.items()
-                ]
+                queues = queues_json(self._stores, counts)
+                for each in (part for queue in queues for part in (queue, *queue["partitions"])):
+                    each |= {"oldest_wait_ms": None, "outbox_age_ms": None}
                 said = "queues" + orjson.dumps({"items": queues}).decode()
                 if said != told:
                     told = said

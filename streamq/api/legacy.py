@@ -6,11 +6,14 @@ Its words differ from ours: a job is waiting, active, delayed, completed or fail
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamq.api.answers import Problem, iso
+from streamq.api.whole import together
 from streamq.errors import StreamQError
+from streamq.keys import queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -51,8 +54,18 @@ class Desk:
         live, tally = await asyncio.gather(_maybe(self._stores.counts()), self._stores.tally())
         if live is None and (tally is None or not self._stores.mongodb.is_up):
             raise _both_away()
-        names = dict.fromkeys([*self._stores.queues, *(tally.counts if tally else ())])
-        queues = {name: _queue_stats((live or {}).get(name), tally, name, self._stores.dead_after_ms) for name in names}
+        past = _by_queue(tally)
+        held = (
+            {name: together([live[part] for part in parts]) for name, parts in self._stores.wholes.items()}
+            if live
+            else {}
+        )
+        queues = {
+            name: _queue_stats(
+                held.get(name), past.get(name, {}) if past is not None else None, self._stores.dead_after_ms
+            )
+            for name in dict.fromkeys([*self._stores.wholes, *(past or ())])
+        }
         return {
             **_sum(queues.values()),
             "queues": queues,
@@ -150,22 +163,32 @@ def _enqueued(job: JobStatus) -> tuple[float, str]:
     return (job.enqueued_at.timestamp() if job.enqueued_at else 0.0, job.id)
 
 
-def _queue_stats(live: Counts | None, tally: Tally | None, queue: str, dead_after_ms: int) -> dict[str, Any]:
+def _by_queue(tally: Tally | None) -> dict[str, Counter[str]] | None:
+    """Count the history by queue and state; the partitions of a queue are one."""
+    if tally is None:
+        return None
+    past: dict[str, Counter[str]] = {}
+    for name, states in tally.counts.items():
+        past.setdefault(queue_of(name), Counter()).update(states)
+    return past
+
+
+def _queue_stats(live: Counts | None, counted: Mapping[str, int] | None, dead_after_ms: int) -> dict[str, Any]:
     """Count one queue: what lives by Redis if it is there, what has ended by the history."""
-    past: Mapping[str, int] = (tally.counts.get(queue) or {}) if tally else {}
+    past = counted or {}
     stats: dict[str, Any] = {
         "waiting": past.get("queued", 0),
         "active": past.get("running", 0),
         "delayed": past.get("scheduled", 0) + past.get("retrying", 0),
-        "completed": past.get("completed", 0) if tally else None,
-        "failed": past.get("dead", 0) if tally else None,
+        "completed": past.get("completed", 0) if counted is not None else None,
+        "failed": past.get("dead", 0) if counted is not None else None,
         "paused": 0,
         "isPaused": False,
     }
     if live is not None:
         stats |= _live_stats(live, dead_after_ms)
         # The letters that Redis keeps are the newest failures: the least that can be said.
-        stats["failed"] = live.dead if tally is None else stats["failed"]
+        stats["failed"] = live.dead if counted is None else stats["failed"]
     return stats
 
 
@@ -201,7 +224,7 @@ def _job(job: JobStatus) -> dict[str, Any]:
         "jobId": job.id,
         "userId": job.user,
         "jobName": job.handler,
-        "queue": job.queue,
+        "queue": queue_of(job.queue),
         "status": WORDS.get(job.state, job.state),
         "state": job.state,
         "attempts": _attempts_made(job),

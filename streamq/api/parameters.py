@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from streamq.api.answers import Problem
+from streamq.api.desk import stores_of
 from streamq.history import Filter
 from streamq.job import State
 
@@ -165,7 +166,7 @@ def filter_of(request: Request) -> Filter:
     """Read which jobs are meant."""
     return Filter(
         states=_states(request),
-        queues=_several(request, "queue"),
+        queues=stores_of(request).queues_meant(_several(request, "queue")),
         handler=only(request, "handler"),
         user=only(request, "user"),
         error_type=only(request, "error_type"),

@@ -14,20 +14,24 @@ from streamq.api.desk import auditor_of, known_queue, or_503, stores_of
 from streamq.api.parameters import LIMIT, bad, body, limit
 from streamq.api.running import operation_json
 from streamq.api.table import Operation, principal_of
+from streamq.api.whole import crowd_of_all, together
+from streamq.broker.inspection import Inspection
 from streamq.clock import from_ms
+from streamq.errors import PartlyDone, StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
 
     from streamq.api.running import Progress, Runner
+    from streamq.api.stores import Stores
     from streamq.broker.crowd import GateSeen
-    from streamq.broker.inspection import Counts, WorkerSeen
+    from streamq.broker.inspection import Counts, Pause, WorkerSeen
     from streamq.broker.orders import Orders
 
-__all__ = ["OPERATIONS", "queue_json"]
+__all__ = ["OPERATIONS", "queues_json"]
 
 MOST_PAUSE_S = 30 * 86_400
 MOST_REASON = 500
@@ -69,14 +73,18 @@ async def list_queues(request: Request) -> Response:
     """List the queues and what they hold."""
     stores = stores_of(request)
     counts = await or_503(stores.counts(), "Redis")
-    return Json({"items": [queue_json(name, each, stores.dead_after_ms) for name, each in counts.items()]})
+    return Json({"items": queues_json(stores, counts)})
 
 
 async def show_queue(request: Request) -> Response:
-    """Tell what a queue holds, lane by lane, and why it is paused if it is."""
+    """Tell what a queue holds, lane by lane, and why it is paused if it is.
+
+    Of a queue that is divided its partitions are added up, the worst of their ages counts, and each is told besides. A
+    partition can be asked for by its name, too, as `users:0`; so it is with all that is said to a queue.
+    """
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     counts = await or_503(stores.counts(), "Redis")
-    return Json(queue_json(name, counts[name], stores.dead_after_ms))
+    return Json(_whole_json(stores, name, counts))
 
 
 async def show_gates(request: Request) -> Response:
@@ -86,7 +94,7 @@ async def show_gates(request: Request) -> Response:
     chance, which finds where many wait, and the first ones by name.
     """
     stores, name, most = stores_of(request), known_queue(request, request.path_params["queue"]), limit(request)
-    crowd = (await or_503(stores.crowds([name]), "Redis"))[name]
+    crowd = crowd_of_all(list((await or_503(stores.crowds(stores.parts(name)), "Redis")).values()))
     return Json(
         {
             "parked": crowd.parked,
@@ -118,19 +126,28 @@ async def pause_queue(request: Request) -> Response:
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     order = await body(request, PauseOrder)
     by = principal_of(request).name
-    before = await _pause_of(request, name)
-    await or_503(stores.pause(name, reason=order.reason, by=by, for_ms=int(order.for_s * 1000)), "Redis")
-    after = {"reason": order.reason, "for_s": order.for_s}
-    await auditor_of(request).note(request, "queue.pause", name, before=before, after=after)
+
+    async def pause(orders: Orders) -> Pause | None:
+        before = (await Inspection(orders.wire, orders.keys).counts()).pause
+        await orders.pause(reason=order.reason, by=by, until_ms=await orders.until_ms(int(order.for_s * 1000)))
+        return before
+
+    async with _noted(request, "queue.pause", after={"reason": order.reason, "for_s": order.for_s}) as done:
+        done.before = _first_of(await stores.order_all(name, pause))
     return await show_queue(request)
 
 
 async def resume_queue(request: Request) -> Response:
     """Let workers start jobs of a queue again."""
-    name = known_queue(request, request.path_params["queue"])
-    before = await _pause_of(request, name)
-    if await or_503(stores_of(request).resume(name), "Redis"):
-        await auditor_of(request).note(request, "queue.resume", name, before=before)
+    stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
+
+    async def resume(orders: Orders) -> Pause | None:
+        before = (await Inspection(orders.wire, orders.keys).counts()).pause
+        return before if await orders.resume() else None
+
+    async with _noted(request, "queue.resume") as done:
+        done.before = _first_of(await stores.order_all(name, resume))
+        done.changed = done.before is not None
     return await show_queue(request)
 
 
@@ -139,14 +156,13 @@ async def block_jobs(request: Request) -> Response:
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     order = await body(request, BlockOrder)
     by = principal_of(request).name
-    now_ms = (await or_503(stores.counts(), "Redis"))[name].now_ms
-    until_ms = now_ms + int(order.for_s * 1000) if order.for_s else 0
 
     async def block(orders: Orders) -> None:
+        until_ms = await orders.until_ms(int(order.for_s * 1000))
         await orders.block(**{order.kind: order.name}, reason=order.reason, by=by, until_ms=until_ms)
 
-    await or_503(stores.order(name, block), "Redis")
-    await auditor_of(request).note(request, "queue.block", name, after=msgspec.to_builtins(order))
+    async with _noted(request, "queue.block", after=msgspec.to_builtins(order)):
+        await stores.order_all(name, block)
     return await show_queue(request)
 
 
@@ -154,9 +170,10 @@ async def unblock_jobs(request: Request) -> Response:
     """Let workers start the jobs of a handler, or those of one user, again."""
     stores, name = stores_of(request), known_queue(request, request.path_params["queue"])
     order = await body(request, UnblockOrder)
-    lifted = stores.order(name, lambda orders: orders.unblock(**{order.kind: order.name}))
-    if await or_503(lifted, "Redis"):
-        await auditor_of(request).note(request, "queue.unblock", name, before=msgspec.to_builtins(order))
+    async with _noted(request, "queue.unblock") as done:
+        done.before = msgspec.to_builtins(order)
+        lifted = await stores.order_all(name, lambda orders: orders.unblock(**{order.kind: order.name}))
+        done.changed = any(lifted)
     return await show_queue(request)
 
 
@@ -172,14 +189,21 @@ async def purge_queue(request: Request) -> Response:
     stores = stores_of(request)
 
     async def work(progress: Progress) -> None:
-        def count(ended: int) -> None:
-            progress.done = ended
-            if progress.is_stopped:
-                raise _Stopped
+        ended: dict[str, int] = {}
 
-        with contextlib.suppress(_Stopped):
-            purging = stores.order(name, lambda orders: orders.purge(reason=order.reason, on_progress=count))
-            progress.total = progress.done = await purging
+        async def purge(orders: Orders) -> None:
+            def count(so_far: int) -> None:
+                ended[orders.keys.queue] = so_far
+                progress.done = sum(ended.values())
+                if progress.is_stopped:
+                    raise _Stopped
+
+            with contextlib.suppress(_Stopped):
+                await orders.purge(reason=order.reason, on_progress=count)
+
+        await stores.order_all(name, purge)
+        if not progress.is_stopped:
+            progress.total = progress.done
 
     runner: Runner = request.app.state.runner
     stored = await runner.start(request, "purge", {"queue": name}, work)
@@ -194,7 +218,11 @@ async def list_workers(request: Request) -> Response:
     """List the workers of all machines, by queue."""
     stores = stores_of(request)
     counts = await or_503(stores.counts(), "Redis")
-    workers = [_worker(name, each, stores.dead_after_ms) for name, count in counts.items() for each in count.workers]
+    workers = [
+        _worker(name, each, stores.dead_after_ms)
+        for name, parts in stores.wholes.items()
+        for each in together([counts[part] for part in parts]).workers
+    ]
     return Json({"items": workers})
 
 
@@ -307,14 +335,57 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-async def _pause_of(request: Request, name: str) -> Mapping[str, Any] | None:
-    counts = await or_503(stores_of(request).counts(), "Redis")
-    pause = counts[name].pause
-    return pause._asdict() if pause else None
+class _Done:
+    """What came of an order."""
+
+    before: Mapping[str, Any] | None = None
+    """How things were."""
+    changed = True
+    """Whether it changed anything."""
+
+
+@contextlib.asynccontextmanager
+async def _noted(request: Request, action: str, after: Mapping[str, Any] | None = None) -> AsyncGenerator[_Done]:
+    """Carry out an order to the queue of a request, and write down that it was, also if it was in a part of it only.
+
+    Raises:
+        Problem: 503.
+    """
+    name, note, done = request.path_params["queue"], auditor_of(request).note, _Done()
+    try:
+        yield done
+    except PartlyDone as partly:
+        told = {**(after or {}), "done": list(partly.done), "failed": list(partly.failed)}
+        await note(request, action, name, before=done.before, after=told)
+        await or_503(_raised(partly), "Redis")
+    except StreamQError as error:
+        await or_503(_raised(error), "Redis")
+    if done.changed:
+        await note(request, action, name, before=done.before, after=after)
+
+
+def _first_of(pauses: Sequence[Pause | None]) -> dict[str, Any] | None:
+    return next((pause._asdict() for pause in pauses if pause is not None), None)
+
+
+async def _raised(error: StreamQError) -> None:
+    raise error
+
+
+def queues_json(stores: Stores, counts: Mapping[str, Counts]) -> list[dict[str, Any]]:
+    """Write down what each queue holds."""
+    return [_whole_json(stores, name, counts) for name in stores.wholes]
+
+
+def _whole_json(stores: Stores, name: str, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    parts = stores.parts(name)
+    told = queue_json(name, together([counts[part] for part in parts]), stores.dead_after_ms)
+    several = parts if len(parts) > 1 else ()
+    return told | {"partitions": [queue_json(part, counts[part], stores.dead_after_ms) for part in several]}
 
 
 def queue_json(name: str, counts: Counts, dead_after_ms: int) -> dict[str, Any]:
-    """Write down what a queue holds."""
+    """Write down what a queue or a partition holds."""
     pause = counts.pause
     lanes: Mapping[str, Any] = counts.lanes
     return {

@@ -237,8 +237,8 @@ class Gates(msgspec.Struct):
     """Whether all gates were looked at."""
 
 
-class Queue(msgspec.Struct):
-    """What a queue holds, at one moment."""
+class Partition(msgspec.Struct):
+    """What a part of a queue holds, at one moment."""
 
     name: str
     waiting: int
@@ -258,6 +258,13 @@ class Queue(msgspec.Struct):
     """Jobs that wait for a block; not counted as scheduled."""
     blocks: list[Block]
     unknown: list[Unknown]
+
+
+class Queue(Partition):
+    """What a queue holds, at one moment. `paused` is null unless all of it is."""
+
+    partitions: list[Partition]
+    """Of a queue that is divided; jobs name the one that they are in."""
 
 
 class Queues(msgspec.Struct):

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from streamq.access import TokenBook
 from streamq.broker.inspection import Costs, Counts, DeadLetter, Inspection, Located
 from streamq.broker.letters import LetterRecord, Letters
-from streamq.broker.orders import Orders
+from streamq.broker.orders import Orders, came_of_all
 from streamq.broker.outbox import Feed
 from streamq.broker.server import Broker, Memory, memory_of
 from streamq.clock import from_ms, utc_now
 from streamq.codec import decode_envelope
-from streamq.errors import BadInput, DividedOtherwise, HistoryUnavailable, JobNotFound, JobRejected, StreamQError
+from streamq.errors import (
+    BadInput,
+    DividedOtherwise,
+    HistoryUnavailable,
+    JobNotFound,
+    JobRejected,
+    StreamQError,
+)
 from streamq.history import History, JobStatus, notes_told
 from streamq.keys import Keys, partition_names, queue_of
 from streamq.lanes import reason_of
@@ -128,6 +135,8 @@ class Stores:
         """Queues that are known to have as many partitions as the settings say."""
         self.queues = settings.partition_names
         """The partitions of all queues; the only one of a queue is named as the queue."""
+        self.wholes = {queue: partition_names(queue, settings.partitions_of(queue)) for queue in settings.queues}
+        """The partitions of each queue."""
         self.dead_after_ms = settings.dead_after_ms
         self._outbox_max = settings.outbox_max if settings.history else 0
         self._tally: Tally | None = None
@@ -156,8 +165,31 @@ class Stores:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def counts(self) -> dict[str, Counts]:
-        """Ask Redis what each queue holds."""
-        return {queue: await self.redis.ask(view.counts) for queue, view in self._views.items()}
+        """Ask Redis what each partition holds."""
+        counts = await asyncio.gather(*(self.redis.ask(view.counts) for view in self._views.values()))
+        return dict(zip(self._views, counts, strict=True))
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Name the partitions of a queue; of a partition itself that alone, and of what is neither none."""
+        return self.wholes.get(name) or ((name,) if name in self._views else ())
+
+    def queues_meant(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Name what the history may call these queues: their partitions, and themselves from before they were divided."""
+        return tuple(dict.fromkeys(each for name in names for each in (*self.parts(name), name)))
+
+    async def in_all(self, name: str, do: Callable[[str], Awaitable[T]]) -> list[T]:
+        """Do something in each partition of a queue, and return what came of each.
+
+        Raises:
+            DividedOtherwise: It has another number of partitions than our settings say, and nothing was done.
+            PartlyDone: Some partitions have done it and some have not.
+            StreamQError: None has done it, as far as is known.
+        """
+        parts = self.parts(name)
+        if name in self.wholes:
+            await self._agree(name)
+        became = await asyncio.gather(*(do(part) for part in parts), return_exceptions=True)
+        return came_of_all(dict(zip(parts, became, strict=True)))
 
     async def memory(self) -> Memory | None:
         """Ask Redis how full it is; None if it cannot tell now."""
@@ -175,15 +207,9 @@ class Stores:
         """Ask Redis who has places at gates of these queues, and who waits there."""
         return {queue: await self.redis.ask(self._views[queue].crowd, handlers_only=handlers_only) for queue in queues}
 
-    async def pause(self, queue: str, *, reason: str, by: str, for_ms: int) -> None:
-        """Let no worker start a job of a queue, for so long (0: until it is resumed)."""
-        now_ms = (await self.redis.ask(self._views[queue].counts)).now_ms
-        until_ms = now_ms + for_ms if for_ms else 0
-        await self.order(queue, lambda orders: orders.pause(reason=reason, by=by, until_ms=until_ms))
-
-    async def resume(self, queue: str) -> bool:
-        """Let workers start jobs of a queue again. Returns whether it was paused."""
-        return await self.order(queue, lambda orders: orders.resume())
+    async def order_all(self, queue: str, order: Callable[[Orders], Awaitable[T]]) -> list[T]:
+        """Have something done to each partition of a queue; see `in_all`."""
+        return await self.in_all(queue, lambda part: self.order(part, order))
 
     async def view(self, queue: str, question: Callable[[Inspection], Awaitable[T]]) -> T:
         """Ask Redis about a queue."""
@@ -200,12 +226,14 @@ class Stores:
         Raises:
             DividedOtherwise: Its queue has another number of partitions than our settings say.
         """
-        name = queue_of(queue)
+        await self._agree(queue_of(queue))
+        return await self.redis.ask(add, self._partition(queue))
+
+    async def _agree(self, name: str) -> None:
         if name not in self._agreed:
             count = self.partitions_of(name)
             await self.redis.ask(self._partition(partition_names(name, count)[0]).agree, count)
             self._agreed.add(name)
-        return await self.redis.ask(add, self._partition(queue))
 
     async def add_written(
         self, drafts: Sequence[Draft], add: Callable[[Sequence[Draft]], Awaitable[Sequence[str | QueueFull]]]

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 import orjson
 
 from streamq.codec import decode_envelope, encode_envelope
-from streamq.errors import BadInput, JobNotFound
+from streamq.errors import BadInput, JobNotFound, PartlyDone, StreamQError
 from streamq.keys import lane_digit
 from streamq.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from streamq.broker.wire import Arg, Wire
     from streamq.job import Envelope
     from streamq.keys import Keys
 
-__all__ = ["Cancelled", "Orders", "Replayed"]
+__all__ = ["Cancelled", "Orders", "Replayed", "came_of_all"]
 
 Cancelled = Literal["cancelled", "asked"]
+T = TypeVar("T")
 Replayed = Literal["replayed", "gone", "alive", "held"]
 
 _TRIES = 8
 """A job that moves between looking and cancelling is looked up again; it cannot do so for long."""
 _CONTROL_MAX = 1_000
 _BATCH = 128
+
+
+def came_of_all(became: Mapping[str, T | BaseException]) -> list[T]:
+    """Return what came of an order in each of several partitions.
+
+    Raises:
+        PartlyDone: Some have carried it out, and some have not.
+        StreamQError: None has, as far as is known.
+    """
+    done: dict[str, T] = {}
+    failed: dict[str, StreamQError] = {}
+    for name, each in became.items():
+        if isinstance(each, StreamQError):
+            failed[name] = each
+        elif isinstance(each, BaseException):
+            raise each
+        else:
+            done[name] = each
+    if not failed:
+        return list(done.values())
+    why = next(iter(failed.values()))
+    if not done:
+        raise why
+    raise PartlyDone(
+        f"done in {', '.join(done)}, and not in {', '.join(failed)}: {why}",
+        hint="do it once more; what is done stays done", done=list(done), failed=list(failed),
+    )  # fmt: skip
 
 
 class Orders:
@@ -146,6 +174,10 @@ class Orders:
             return ("HGET", self.keys.payload, job_id)
         entry = token[1:].partition(b"*")[0]
         return ("XRANGE", self.keys.lanes[int(token[:1]) - 1], entry, entry)
+
+    async def until_ms(self, for_ms: int) -> int:
+        """Return the moment by the server's clock that comes after so long; of 0 it is 0, as for what has no end."""
+        return await self._now_ms() + for_ms if for_ms else 0
 
     async def _now_ms(self) -> int:
         seconds, micros = await self._wire.call("TIME")

@@ -12,6 +12,7 @@ from streamq.cli.options import output_options, seconds, setting_options
 if TYPE_CHECKING:
     from streamq.broker.inspection import Block
     from streamq.cli.output import Output
+    from streamq.cli.servers import Queue
     from streamq.settings import Settings
 
 __all__ = ["block", "blocks", "unblock"]
@@ -47,10 +48,13 @@ async def _block(settings: Settings, handler: str | None, key: str | None, said:
     from streamq.operator import user_name
 
     reason, for_ms = said
+
+    async def order(queue: Queue) -> None:
+        until_ms = await queue.orders.until_ms(for_ms)
+        await queue.orders.block(handler=handler, key=key, reason=reason, by=user_name(), until_ms=until_ms)
+
     async with redis(settings) as server:
-        for queue in server.queues:
-            until_ms = (await queue.view.counts()).now_ms + for_ms if for_ms else 0
-            await queue.orders.block(handler=handler, key=key, reason=reason, by=user_name(), until_ms=until_ms)
+        await server.in_each(order)
 
 
 @click.command()
@@ -73,7 +77,7 @@ async def _unblock(settings: Settings, handler: str | None, key: str | None) -> 
     from streamq.cli.servers import redis
 
     async with redis(settings) as server:
-        return any([await queue.orders.unblock(handler=handler, key=key) for queue in server.queues])
+        return any(await server.in_each(lambda queue: queue.orders.unblock(handler=handler, key=key)))
 
 
 @click.command()

@@ -215,11 +215,18 @@ def _check_empty(name: str, counts: Counts, settings: Settings) -> None:
 
 
 async def _order(settings: Settings, name: str, order: Any) -> list[Any]:
-    """Carry out an order to each partition of a queue and return what came of each, whether or not it is one of those that the settings name, which it is told."""
+    """Carry out an order to each partition of a queue, and return what came of each.
+
+    The order is told the partitions that the settings name; this queue need not be among them.
+
+    Raises:
+        PartlyDone: Some partitions have done it, and some could not be reached.
+    """
     from streamq.cli.servers import redis
 
     async with redis(settings, queue=name) as server:
-        return [await order(each, server.settings.partition_names) for each in server.queues]
+        known = server.settings.partition_names
+        return await server.in_each(lambda each: order(each, known))
 
 
 def _tell(out: Output, document: dict[str, Any], text: str) -> None:

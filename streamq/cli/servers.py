@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from streamq.broker.inspection import Inspection
-from streamq.broker.orders import Orders
+from streamq.broker.orders import Orders, came_of_all
 from streamq.broker.server import Broker
 from streamq.errors import StreamQError
 from streamq.keys import partition_names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from streamq.broker.partition import Partition
     from streamq.broker.server import ServerInfo
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from streamq.settings import Settings
 
 __all__ = ["Queue", "Redis", "redis"]
+
+T = TypeVar("T")
 
 PATIENCE_S = 1.5
 """Whoever looks because something is wrong hears soon that Redis is what is wrong."""
@@ -45,6 +48,15 @@ class Redis(NamedTuple):
     """Those that hold, with what the application says."""
     max_attempts: Mapping[str, int]
     """Of each handler of the application; empty where that is not known."""
+
+    async def in_each(self, do: Callable[[Queue], Awaitable[T]]) -> list[T]:
+        """Do something in each partition, and return what came of each.
+
+        Raises:
+            PartlyDone: Some have done it, and some could not be reached.
+        """
+        became = await asyncio.gather(*(do(queue) for queue in self.queues), return_exceptions=True)
+        return came_of_all({queue.name: what for queue, what in zip(self.queues, became, strict=True)})
 
 
 @contextlib.asynccontextmanager

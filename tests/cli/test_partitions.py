@@ -8,7 +8,7 @@ import sys
 import pytest
 import redis
 
-from streamq.errors import BadInput
+from streamq.errors import BadInput, PartlyDone
 from streamq.keys import partition_for
 
 NAMES = ["default:0", "default:1", "default:2"]
@@ -44,6 +44,19 @@ def test_pausing_a_queue_pauses_all_its_partitions(divided):
     assert [row[-2:] for row in divided("queues", "ls").rows] == [["paused", "deploy"]] * 3
     assert divided("queues", "resume", "default").err == "default: resumed\n"
     assert [row[-2] for row in divided("queues", "ls").rows] == ["running"] * 3
+
+
+def test_an_order_that_a_partition_refuses_tells_where_it_was_done(divided, redis_url):
+    """Whoever repeats it when the cause is gone has it everywhere."""
+    with redis.Redis.from_url(redis_url) as server:
+        server.set("{sq:default:1}:pause", "of the wrong type")
+        told = divided("queues", "pause", "default", "--reason", "deploy")
+        assert told.code == PartlyDone.exit_code == 69
+        assert "done in default:0, default:2, and not in default:1: " in told.err
+        assert "do it once more" in told.err
+        server.delete("{sq:default:1}:pause")
+    assert divided("queues", "pause", "default", "--reason", "deploy").code == 0
+    assert [row[-2:] for row in divided("queues", "ls").rows] == [["paused", "deploy"]] * 3
 
 
 def test_who_looks_with_another_number_of_partitions_is_told(divided, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from streamq.app import StreamQ
 from streamq.broker.partition import Report
 from streamq.broker.server import Broker
+from streamq.keys import Keys
 from streamq.mongo import Ledger
 from streamq.recorder import Mode, Reconciler, reconciler as module
 from streamq.recorder.role import run
@@ -82,22 +83,136 @@ async def _end_one_of_each(settings):
     await broker.close()
 
 
-async def test_the_api_shows_each_partition_and_finds_a_job_in_whichever_it_is(app, settings, statuses, serving):
+@pytest.fixture
+async def api(app, settings, serving):
+    """The API of that queue."""
+    async with serving(msgspec.structs.replace(settings, api_token="token-of-the-tests"), app) as client:
+        yield client
+
+
+async def test_the_api_finds_a_job_in_whichever_partition_it_is(app, api):
     """Enqueued over HTTP it goes where the same user's jobs go that come from code."""
-    settings = msgspec.structs.replace(settings, api_token="token-of-the-tests")
     own = await app.refresh.enqueue("u7")
-    async with serving(settings, app) as api:
-        queues = (await api.get("/v1/queues")).json()["items"]
-        assert [queue["name"] for queue in queues] == list(NAMES)
-        body = {"handler": "refresh", "args": ["u7"]}
-        made = await api.post("/v1/jobs", json=body)
-        assert (made.status_code, made.json()["queue"]) == (201, own.queue)
-        shown = (await api.get(f"/v1/jobs/{made.json()['id']}")).json()
-        assert (shown["state"], shown["queue"]) == ("queued", own.queue)
-        assert (await api.post(f"/v1/queues/{own.queue}:pause", json={"reason": "look"})).status_code == 200
-        assert (await api.get(f"/v1/queues/{own.queue}")).json()["paused"]["reason"] == "look"
-        assert (await api.post(f"/v1/jobs/{own.id}:cancel", json={"reason": "x"})).status_code in (200, 202)
-        assert (await api.get("/v1/queues/users")).status_code == 404
+    body = {"handler": "refresh", "args": ["u7"]}
+    made = await api.post("/v1/jobs", json=body)
+    assert (made.status_code, made.json()["queue"]) == (201, own.queue)
+    shown = (await api.get(f"/v1/jobs/{made.json()['id']}")).json()
+    assert (shown["state"], shown["queue"]) == ("queued", own.queue)
+    assert (await api.post(f"/v1/queues/{own.queue}:pause", json={"reason": "look"})).status_code == 200
+    assert (await api.get(f"/v1/queues/{own.queue}")).json()["paused"]["reason"] == "look"
+    assert (await api.get("/v1/queues/users")).json()["paused"] is None, "only a part of it is"
+    assert (await api.post(f"/v1/jobs/{own.id}:cancel", json={"reason": "x"})).status_code in (200, 202)
+    assert (await api.get("/v1/queues/users:3")).status_code == 404
+
+
+async def test_a_divided_queue_is_told_as_one_with_its_partitions_beside(app, api, settings):
+    """Numbers are added up, and of ages the worst counts."""
+    await app.refresh.enqueue_many([f"u{number}" for number in range(30)])
+    broker = Broker(settings.redis_url)
+    for name in NAMES[:2]:  # a worker that has come to two of them
+        partition = broker.partition(name)
+        await partition.register("w1")
+        await partition.wire.close()
+    listed = (await api.get("/v1/queues")).json()["items"]
+    shown = (await api.get("/v1/queues/users")).json()
+    assert [queue["name"] for queue in listed] == ["users"]
+    assert [part["name"] for part in shown["partitions"]] == list(NAMES)
+    assert listed[0].keys() == shown.keys()
+    parts = shown["partitions"]
+    assert shown["waiting"] == sum(part["waiting"] for part in parts) == 30
+    assert shown["lanes"]["normal"]["waiting"] == 30
+    assert max(part["oldest_wait_ms"] for part in parts) == shown["oldest_wait_ms"] > 0
+    assert (shown["workers"], [part["workers"] for part in parts]) == (1, [1, 1, 0])
+    assert [worker["queue"] for worker in (await api.get("/v1/workers")).json()["items"]] == ["users"]
+    part = (await api.get("/v1/queues/users:1")).json()
+    assert (part["waiting"], part["partitions"]) == (parts[1]["waiting"], [])
+    stats = (await api.get("/app/job-status/queue/stats")).json()
+    assert (list(stats["queues"]), stats["waiting"], stats["queues"]["users"]["waiting"]) == (["users"], 30, 30)
+    assert {job["queue"] for job in (await api.get("/app/job-status/recent")).json()["jobs"]} == {"users"}
+    assert (await api.get("/v1/queues/users/gates")).json()["is_whole"] is True
+    await broker.close()
+
+
+async def test_the_history_of_a_divided_queue_is_that_of_all_its_partitions(app, api, settings, statuses, eventually):
+    """Whoever asks for users means all of it."""
+    await app.refresh.enqueue_many([f"u{number}" for number in range(30)])
+    await _end_one_of_each(settings)
+    stop = asyncio.Event()
+    recording = asyncio.create_task(run(settings, stop))
+
+    async def listed(which):
+        return (await api.get("/v1/jobs", params={"limit": 100, **which})).json()["items"]
+
+    async def known():
+        return len(await listed({"queue": "users"})) == 30
+
+    await eventually(known, "all are there")
+    assert {job["queue"] for job in await listed({"queue": "users", "state": "completed"})} == set(NAMES)
+    assert {job["queue"] for job in await listed({"queue": "users:1"})} == {"users:1"}
+    series = (await api.get("/v1/stats/series", params={"queue": "users"})).json()
+    assert sum(sum(point["jobs"].values()) for point in series["points"]) == 30
+    stop.set()
+    await recording
+
+
+async def test_orders_to_a_divided_queue_are_carried_out_in_all_its_partitions(app, api, eventually):
+    """Half a pause would be none."""
+    await app.refresh.enqueue_many([f"u{number}" for number in range(30)])
+    told = (await api.post("/v1/queues/users:pause", json={"reason": "deploy", "for_s": 600})).json()
+    assert [part["paused"]["reason"] for part in (told, *told["partitions"])] == ["deploy"] * 4
+    assert (await api.get("/app/job-status/queue/stats")).json()["queues"]["users"]["isPaused"] is True
+    told = (await api.post("/v1/queues/users:resume")).json()
+    assert [part["paused"] for part in (told, *told["partitions"])] == [None] * 4
+    block = {"kind": "handler", "name": "refresh", "reason": "broken"}
+    told = (await api.post("/v1/queues/users:block", json=block)).json()
+    assert [[each["name"] for each in part["blocks"]] for part in (told, *told["partitions"])] == [["refresh"]] * 4
+    told = (await api.post("/v1/queues/users:unblock", json={"kind": "handler", "name": "refresh"})).json()
+    assert told["blocks"] == []
+    begun = await api.post("/v1/queues/users:purge", json={"confirm": "users"})
+
+    async def ended():
+        found = (await api.get(begun.headers["location"])).json()
+        return found if found["state"] != "running" else None
+
+    purged = await eventually(ended, "it has been purged")
+    assert (purged["state"], purged["done"], purged["total"]) == ("done", 30, 30)
+    assert (await api.get("/v1/queues/users")).json()["waiting"] == 0
+
+
+async def test_an_order_that_some_partitions_refuse_tells_where_it_was_done(api, settings, mongo, eventually):
+    """It is repeated when the cause is gone: what is done stays done."""
+    wire = Broker(settings.redis_url).wire()
+    await api.get("/v1/queues")
+    await wire.call("SET", Keys("users:1").pause, "of the wrong type")
+    refused = await api.post("/v1/queues/users:pause", json={"reason": "deploy"})
+    told = refused.json()
+    assert (refused.status_code, told["type"]) == (503, "urn:streamq:problem:partly-done")
+    assert told["detail"] == "done in users:0, users:2, and not in users:1: Redis is away there"
+    assert (told["done"], told["failed"]) == (["users:0", "users:2"], ["users:1"])
+    assert told["hint"] == "do it once more; what is done stays done"
+    audited = await mongo.collection("audit").find({"action": "queue.pause"}).to_list()
+    assert [each["after"]["failed"] for each in audited] == [["users:1"]]
+    await wire.call("DEL", Keys("users:1").pause)
+
+    async def repeated():
+        return (await api.post("/v1/queues/users:pause", json={"reason": "deploy"})).status_code == 200
+
+    await eventually(repeated, "it is done everywhere")
+    paused = (await api.get("/v1/queues/users")).json()
+    assert [part["paused"]["reason"] for part in paused["partitions"]] == ["deploy"] * 3
+    await wire.close()
+
+
+async def test_an_order_that_no_partition_carries_out_is_not_partly_done(api, settings):
+    """There is nothing to tell apart."""
+    wire = Broker(settings.redis_url).wire()
+    for name in NAMES:
+        await wire.call("SET", Keys(name).pause, "of the wrong type")
+    refused = await api.post("/v1/queues/users:resume")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:streamq:problem:store-away")
+    for name in NAMES:
+        await wire.call("DEL", Keys(name).pause)
+    await wire.close()
 
 
 async def test_an_api_that_goes_by_another_number_puts_no_job_where_nobody_looks(app, settings, mongo, serving):
@@ -120,6 +235,8 @@ async def test_an_api_that_goes_by_another_number_puts_no_job_where_nobody_looks
             assert told["hint"].startswith("set STREAMQ_PARTITIONS=users=3")
             [item] = (await api.post("/v1/jobs:batch", json={"jobs": [body]})).json()["items"]
             assert (item["status"], item["error"]["detail"]) == ("refused", told["detail"])
+        paused = await api.post("/v1/queues/users:pause", json={"reason": "half of it"})
+        assert (paused.status_code, paused.json()["detail"]) == (503, told["detail"])
         assert await _waiting(api) == before
     assert await Ledger(mongo).count() == 0
     await other.close()
