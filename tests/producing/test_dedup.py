@@ -201,7 +201,7 @@ async def test_explain_tells_what_became_of_a_holder(app, work, eventually, gate
     told = await refresh.explain("u1")
     assert told.why == "the holder has ended, and its window, throttle or period has not: a call returns it"
     assert told.left_ms is not None
-    assert 3_590_000 < told.left_ms <= 3_600_000
+    assert 3_300_000 < told.left_ms <= 3_600_000
 
 
 async def test_explain_tells_of_a_holder_that_vanished_and_of_one_that_is_throttled(app, redis):

@@ -200,10 +200,12 @@ async def test_a_job_that_was_enqueued_before_its_handler_had_a_limit_gets_it(ap
     async def call() -> None:
         starts.append(asyncio.get_running_loop().time())
 
-    await work()
+    begun = asyncio.get_running_loop().time()
+    worker = await work()
     for job in jobs:
         await job.result()
-    assert starts[-1] - starts[0] >= 3 * 0.05 - 0.01
+    assert worker.slots.counters["limited"] == 4
+    assert starts[-1] - begun >= 3 * 0.05 - 0.01
     await before.close()
 
 

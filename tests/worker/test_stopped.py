@@ -178,7 +178,7 @@ async def test_code_of_the_application_can_stop_and_let_go(app, work, ran):
         ("key", "u1", "asked for it"),
     ]
     assert counts["default"].pause is not None
-    assert 3_590_000 < counts["default"].pause.until_ms - counts["default"].now_ms <= 3_600_000
+    assert 3_300_000 < counts["default"].pause.until_ms - counts["default"].now_ms <= 3_600_000
     job = await start(app, "greet", "u1")
     await work()
     assert await operator.resume("default")
