@@ -20,7 +20,7 @@ BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
 
 _LAST, _SHORTEST_S = len(BOUNDS_S), BOUNDS_S[0]
 _RUN_WORDS = (*(f"r{place}" for place in range(_LAST + 1)), "rs")
-_PLAIN = ("enqueued", "evicted", "late_outcomes", "leases_run_out", "reclaimed", "redis_lost")
+_PLAIN = ("enqueued", "evicted", "late_outcomes", "leases_run_out", "reclaimed", "redis_lost", "stuck")
 
 
 class Histogram(NamedTuple):
@@ -40,7 +40,7 @@ class Metered(NamedTuple):
     waits: Histogram
     """From when a job came into its lane to its start."""
     plain: Mapping[str, int]
-    """`enqueued`, `evicted`, `late_outcomes`, `leases_run_out`, `reclaimed`, `redis_lost`."""
+    """`enqueued`, `evicted`, `late_outcomes`, `leases_run_out`, `reclaimed`, `redis_lost`, `stuck`."""
     fired: Mapping[str, int]
     """Schedule to the last fire time that was enqueued, in ms since 1970."""
     missed: Mapping[str, int]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import hypothesis
 import pymongo
 import pytest
 import redis
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     from streamq import StreamQ
     from streamq.settings import Settings
     from streamq.worker import Worker
+
+# An example may take as long as a busy machine takes for it.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 T = TypeVar("T")
 

@@ -205,6 +205,11 @@ _PLAIN = (
     ("streamq_jobs_reclaimed_total", "Deliveries taken from workers that died or did not renew them.", "reclaimed"),
     ("streamq_stale_completions_total", "Outcomes that came too late and were refused.", "late_outcomes"),
     (
+        "streamq_stuck_jobs_total",
+        "Jobs that did not let go when they were told to stop, so that their worker had to be replaced.",
+        "stuck",
+    ),
+    (
         "streamq_leases_run_out_total",
         "Jobs stopped because Redis was away for as long as their lease.",
         "leases_run_out",

@@ -517,6 +517,7 @@ class Slots:
             elif not job.is_stuck and now - job.stopped_at > STUCK_S:
                 job.is_stuck = True
                 self._capacity += 1  # its slot is replaced: the others' throughput stays
+                pump.meter.add("stuck")
                 self.on_stuck(job)
 
     def _fear_lost(self, job: RunningJob, pump: Pump) -> None:

@@ -184,7 +184,7 @@ expressions = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(expressions, st.datetimes(datetime(2024, 1, 1), datetime(2040, 1, 1)))  # noqa: DTZ001
 def test_what_is_accepted_fires_at_the_same_times_for_crontab_for_us_and_for_apscheduler(text, moment):
     """Also at other times than those that were compared when it was accepted."""

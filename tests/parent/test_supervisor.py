@@ -403,7 +403,7 @@ async def test_systemd_hears_that_all_is_ready_and_that_it_stops(start, children
 
 async def test_deaths_are_seen_where_there_is_no_pidfd(start, children, eventually, monkeypatch):
     """Such as on macOS."""
-    monkeypatch.delattr("os.pidfd_open")
+    monkeypatch.delattr("os.pidfd_open", raising=False)
     running = start(children.speaker(1))
     (pid,) = await ready(eventually, running, 1)
     os.kill(pid, signal.SIGKILL)

@@ -183,7 +183,7 @@ def loop() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=st.lists(steps, min_size=5, max_size=40), window_ms=st.sampled_from([0, WINDOW_MS]))
 def test_the_intervals_in_which_jobs_have_one_key_never_overlap(redis_url, loop, plan, window_ms):
     """And in between nobody is refused: each call finds the one who has the key, or gets it."""

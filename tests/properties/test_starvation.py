@@ -137,7 +137,7 @@ def loop() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arrivals=st.lists(bursts, min_size=5, max_size=40),
     capacity=st.integers(2, 8),
@@ -168,7 +168,7 @@ def test_the_oldest_slow_job_starts_within_its_fair_share(redis_url, loop, arriv
     assert len(shop.started) == len(shop.arrived)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(capacity=st.integers(2, 8), slow=st.integers(1, 4))
 def test_a_fast_lane_that_never_runs_empty_does_not_starve_the_slow_one(redis_url, loop, capacity, slow):
     """The first slow job starts as soon as any job ends."""

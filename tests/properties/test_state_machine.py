@@ -1184,7 +1184,6 @@ def walk(machine: type[QueueMachine], url: str, examples: int) -> None:
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=STEPS,
-                deadline=None,
                 print_blob=True,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import redis
 
 from streamq.errors import JobFailed
+from streamq.keys import Keys
 
 KEPT = timedelta(seconds=60)
 
@@ -57,7 +59,7 @@ def kept(app, handler):
 @pytest.mark.slow
 @pytest.mark.parametrize("handler", ["deaf_async", "deaf_plain"])
 async def test_a_handler_that_does_not_let_go_is_shown_its_slot_replaced_and_the_process_recycled(
-    wild, start, tmp_path, eventually, handler
+    wild, start, redis_url, tmp_path, eventually, handler
 ):
     program = await start("--no-parent", "-c", "2")
     deaf, holder = await kept(wild, handler).enqueue(), await kept(wild, "holds").enqueue(str(tmp_path))
@@ -72,6 +74,8 @@ async def test_a_handler_that_does_not_let_go_is_shown_its_slot_replaced_and_the
         await deaf.result()
     said = (tmp_path / "output").read_text()
     assert "job.stuck" in said and f"in {handler}" in said
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hget(Keys("default").counts, "stuck") == b"1"
 
 
 @pytest.mark.slow
@@ -97,8 +101,8 @@ async def test_a_handler_that_kills_its_worker_is_dead_the_third_time_and_the_jo
 async def test_a_handler_that_blocks_the_loop_keeps_its_job_while_another_worker_is_free(wild, start, tmp_path):
     """For longer than a worker may be silent; without a parent, a thread beats."""
     for _ in range(2):
-        await start("--no-parent", "-c", "1", STREAMQ_DEAD_AFTER_MS="500")
-    job = await kept(wild, "blocks").enqueue(str(tmp_path), 2.0)
+        await start("--no-parent", "-c", "1", STREAMQ_DEAD_AFTER_MS="1500")
+    job = await kept(wild, "blocks").enqueue(str(tmp_path), 4.0)
     other = await kept(wild, "beside").enqueue(1)
     assert await other.result() == 1
     assert await job.result() == "done"
