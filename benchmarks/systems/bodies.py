@@ -49,10 +49,8 @@ def _count(_argument: str = "") -> None:
 
 def _keep(argument: str) -> None:
     now = time.monotonic_ns()
+    keep = _tool(tally.recorder_of_values)
     with _lock:
-        keep = _tools.get("values")
-        if keep is None or _owner != os.getpid():
-            keep = _tool(tally.recorder_of_values)
         keep(now - int(argument.split()[0]))  # type: ignore[operator]
 
 

@@ -109,6 +109,20 @@ def test_two_systems_are_measured_in_the_same_rounds(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_further_scenario_can_be_measured(capsys):
+    """One that fails in every system is a note in the document, and nobody sees it."""
+    scenarios = ["io_50ms", "cpu_1ms", "idle_latency", "delayed", "payload_4096", "aof", "memory"]
+    systems = ["--systems", "streamq", "--rounds", "1"]
+    assert peers.main(["--quick", "--json", *systems, "--scenarios", *scenarios]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert not [note for note in document["notes"] if "failed" in note]
+    assert [result["name"].partition(".")[0] for result in document["results"]] == [
+        "io_50ms", "cpu_1ms", "idle_latency_ms", "delayed_late_ms", "drain_4096", "drain_aof", "bytes_per_waiting_job",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_killed_worker_costs_seconds_and_no_job():
     """The scenario counts what was lost and what ran twice; for streamq that is nothing."""
     system = SYSTEMS["streamq"]
