@@ -120,7 +120,6 @@ class Race:
 def _enqueue(race: Race, mode: str, *, seconds: float, size: int = 120) -> None:
     cpu: dict[str, dict[str, Any]] = {}
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -138,7 +137,6 @@ def _drain(
 ) -> None:
     costs: dict[str, list[Drained]] = {}
     with RedisServer(*settings) as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             count = max(150, int(system.expected * seconds))
@@ -188,7 +186,6 @@ def _is_ours(system: System) -> bool:
 
 def _io(race: Race, *, count: int) -> None:
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -202,7 +199,6 @@ def _io(race: Race, *, count: int) -> None:
 
 def _cpu(race: Race, *, count: int) -> None:
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -216,7 +212,6 @@ def _cpu(race: Race, *, count: int) -> None:
 def _latency(race: Race, *, count: int) -> None:
     seen: dict[str, dict[str, Any]] = {}
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -238,7 +233,6 @@ def _delayed(race: Race, *, count: int) -> None:
     seen: dict[str, dict[str, Any]] = {}
     race.systems = [system for system in race.systems if system.name not in ("raw", "taskiq")]  # they have no delays
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -255,7 +249,6 @@ def _delayed(race: Race, *, count: int) -> None:
 def _memory(race: Race) -> None:
     left: dict[str, dict[str, Any]] = {}
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             count = min(20_000, max(300, system.expected))
@@ -282,7 +275,6 @@ def _backlog(race: Race, *, count: int) -> None:
     """Whether the rate holds when very many wait: only systems that run that many in about two minutes."""
     race.systems = [system for system in race.systems if system.expected * 130 >= count]
     with RedisServer() as server:
-        race.report.server = server.version
 
         def measure(system: System) -> float:
             server.flush()
@@ -406,12 +398,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     options = _options()
     chosen, rest = options.parse_known_args(arguments)
+    with RedisServer() as server:
+        chosen.server = server.version
     chosen.systems = _make_environments(chosen.systems or (QUICK if "--quick" in rest else tuple(SYSTEMS)))
     return run("peers", partial(parts, chosen), rest, options=options, finish=partial(_finish, chosen))
 
 
 def _finish(chosen: argparse.Namespace, report: Report) -> None:
     report.notes = [*NOTES, *report.notes]
+    report.server = chosen.server
     report.extra["promises"] = {
         name: {"ack": SYSTEMS[name].ack, "result": SYSTEMS[name].result, "left": SYSTEMS[name].left,
                "requirements": SYSTEMS[name].requirements or "as streamq"}

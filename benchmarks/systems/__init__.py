@@ -53,7 +53,7 @@ _ALL = (
     System("raw", ack="after the body, in batches", result="no", left="nothing", expected=60_000, concurrency=100),
     System(
         "streamq", ack="after the run", result="on request", left="nothing but capped streams", expected=50_000,
-        concurrency=100,
+        concurrency=100, settings={"fast": "dead_after_ms 2,000, beat_ms 500"},
     ),
     System(
         "streamq-default", module="streamq", ack="after the run", result="on request", left="nothing but capped streams",

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 
-def _app(url: str, concurrency: int = 3) -> StreamQ:
-    made = StreamQ(redis_url=url, worker_concurrency=concurrency, queues=["default"], log_level="error")
+FAST = {"dead_after_ms": 2_000, "beat_ms": 500}
+
+
+def _app(url: str, concurrency: int = 3, **settings: int) -> StreamQ:
+    made = StreamQ(redis_url=url, worker_concurrency=concurrency, queues=["default"], log_level="error", **settings)
     for body in asynchronous.values():
         made.handler(body)
     return made
@@ -47,5 +50,5 @@ async def later(app: StreamQ, job: str, argument: str, delay_s: float) -> None:
 
 def work(url: str, concurrency: int, setting: str = "default") -> None:
     """Run a worker."""
-    app = _app(url, concurrency)
+    app = _app(url, concurrency, **(FAST if setting == "fast" else {}))
     service.main(app.settings, app, name=f"bench.{os.getpid()}")

@@ -69,8 +69,8 @@ def test_pieces_with_unlike_versions_are_not_put_together(path):
 
 def test_a_run_that_cannot_be_kept_is_printed_all_the_same(path):
     """An hour of figures is not lost over a file."""
-    report = Report("peers", Scale(quick=True), server="Redis 7.0.15", extra={"scenarios": {"drain": {"figures": []}}})
-    peers._finish(Namespace(systems=[], into=path, plot=None), report)
+    report = Report("peers", Scale(quick=True), extra={"scenarios": {"drain": {"figures": []}}})
+    peers._finish(Namespace(systems=[], into=path, plot=None, server="Redis 7.0.15"), report)
     assert report.notes[-1].startswith("not kept: what is kept was measured with processor 'p', and this with ")
 
 
