@@ -193,5 +193,5 @@ class Keys:
         return f"{self.tag}:stacks:{consumer}"
 
     def result(self, job_id: str) -> str:
-        """Return the stream that holds the result of a job that asked for it to be kept."""
+        """Return the list of one that holds the result of a job that asked for it to be kept."""
         return f"{self.tag}:result:{job_id}"

@@ -583,14 +583,13 @@ class Client:
         try:
             block_ms = max(1, to_ms(timeout))
             key = Keys(queue).result(job_id)
-            reply = await wire.call(
-                "XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", key, "0-0", extra_s=block_ms / 1000
-            )
+            # Moved to where it was: what lists have for a look at the first element that waits for it.
+            reply = await wire.call("BLMOVE", key, key, "LEFT", "LEFT", block_ms / 1000, extra_s=block_ms / 1000)
         finally:
             await wire.close()
         if not reply:
             raise TimeoutError(f"job {job_id} has not ended within {timeout}, or was enqueued without keep_result=")
-        record = orjson.loads(reply[0][1][0][1][1])
+        record = orjson.loads(reply)
         if record["s"] != "completed":
             why = record.get("x") or {"t": record["s"], "m": "it was not started before its deadline"}
             raise JobFailed(f"job {job_id} is {record['s']}: {why['t']}: {why['m']}")

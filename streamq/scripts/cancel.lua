@@ -2,10 +2,10 @@
 -- cancel: jobs that wait end as cancelled at once; a job that runs is told to stop by its worker, or left.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 control, 12 gates, 13 places, 14 openings,
---       15.. dedup keys and result streams
+--       15.. dedup keys and results
 -- ARGV  1 outbox_max (0: no outbox), 2 reason, 3 '1': a job that runs is left alone,
 --       then per job (at most 128, each once): id, the token that was seen, record, place of its dedup key in KEYS (0: none),
---       place of its result stream in KEYS, for how long ms its result is kept (0: nobody waits for it)
+--       place of its result in KEYS, for how long ms its result is kept (0: nobody waits for it)
 -- Returns per job  'CANCELLED'  it waited, and has ended
 --                  'ASKED'      it runs; its worker has been told. One that was handed back runs nowhere: it waits
 --                  'RUNS'       it runs, and is left alone
@@ -83,7 +83,7 @@ local function finish(i, id, token)
   call('HDEL', KEYS[9], id)
   leave_gates(id, token)
   if keep_ms > 0 then
-    call('XADD', KEYS[result], '*', 'r', ARGV[at + 2])
+    call('RPUSH', KEYS[result], ARGV[at + 2])
     call('PEXPIRE', KEYS[result], keep_ms)
   end
   if lock > 0 then release_dedup(id, token, KEYS[lock]) end

@@ -3,7 +3,7 @@
 -- beat, settle, requeue, renew, promote, take over, read.
 --
 -- KEYS  1-6 lanes, 7 delayed, 8 payload, 9 index, 10 outbox, 11 workers, 12 dead, 13 control, 14 pause,
---       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20 fair, 21.. dedup keys and result streams
+--       15 counts, 16 cost, 17 gates, 18 places, 19 openings, 20 fair, 21.. dedup keys and results
 -- ARGV  1 consumer, 2 jobs wanted, 3 dead after ms (-1: take over from nobody), 4 newest control entry seen,
 --       5 outbox_max (0: no outbox), 6 dead_max,
 --       then sections, each a number of rows and the rows (at most 128 a section):
@@ -358,7 +358,7 @@ end
 for at = results.first, results.last, 4 do
   if accepted[ARGV[at]] then
     local key = KEYS[tonumber(ARGV[at + 1])]
-    call('XADD', key, '*', 'r', ARGV[at + 3])
+    call('RPUSH', key, ARGV[at + 3])
     call('PEXPIRE', key, ARGV[at + 2])
   end
 end

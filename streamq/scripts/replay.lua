@@ -1,7 +1,7 @@
 #!lua
 -- replay: a dead letter becomes a job again, under its old id: a new life with its first attempt.
 --
--- KEYS  1-6 lanes, 7 index, 8 dead, 9 its result stream, then, if the job has one, 10 its dedup key
+-- KEYS  1-6 lanes, 7 index, 8 dead, 9 its result, then, if the job has one, 10 its dedup key
 -- ARGV  1 entry id of the dead letter, 2 job id, 3 lane digit, 4 envelope
 -- Returns 'OK'              it is enqueued, and the letter is gone
 --         'GONE'            there is no such letter: it was replayed or deleted

@@ -234,6 +234,29 @@ async def in_thread(work):
     return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
+async def test_all_who_wait_for_a_result_have_it_and_who_asks_later_too(app, redis, eventually, work):
+    """However often it is read, it is there for as long as it was to be kept."""
+
+    @app.handler
+    async def double(x: int) -> int:
+        return 2 * x
+
+    job = await double.options(keep_result=KEPT).enqueue(4)
+    waiting = [asyncio.create_task(job.result(timedelta(seconds=50))) for _ in range(3)]
+
+    async def all_wait():
+        clients = await redis("INFO", "clients")
+        return int(clients.partition(b"blocked_clients:")[2].partition(b"\r")[0]) >= 3
+
+    await eventually(all_wait)
+    await work()
+    assert await asyncio.gather(*waiting) == [8, 8, 8]
+    assert await job.result() == 8
+    key = Keys(job.queue).result(job.id)
+    assert await redis("LLEN", key) == 1
+    assert 0 < await redis("PTTL", key) <= KEPT / timedelta(milliseconds=1)
+
+
 async def test_plain_code_enqueues_waits_and_cancels(app, work):
     """Django and Flask have no event loop."""
 

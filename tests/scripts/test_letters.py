@@ -287,6 +287,6 @@ async def test_letters_that_their_bound_drops_are_counted(board):
 async def test_a_replayed_job_has_a_new_result(board, letters):
     """Who asks is not told how its last life ended."""
     await write(board, 1)
-    await board.redis.xadd(board.keys.result("j1"), {"r": "{}"})
+    await board.redis.rpush(board.keys.result("j1"), "{}")
     await letters.replay()
     assert await board.redis.exists(board.keys.result("j1")) == 0
