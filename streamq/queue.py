@@ -60,6 +60,10 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 """Between a call whose reply did not come and its repetition."""
 
+_LONG_WAY_EVERY, _RENEWED_S = 32, 3600.0
+"""Of so many calls with a single plain job the first goes the long way: `add.lua` sees then that the index is a table before
+it is long. So does one after so long: that renews until when the producer is remembered, which is a day."""
+
 _SET_THE_TIME = ("d", "k")
 """Debounced jobs wait for the next call, kept ones for the one before them."""
 
@@ -301,6 +305,10 @@ class Producer:
         self._number = 0
         self._accepted = 0
         """Number of the last call that was accepted."""
+        self._kept = ""
+        """What Redis keeps of this producer, behind the number of its last call; empty: not known, or the short way will not do."""
+        self._renew_at = 0.0
+        """When that is to be made anew, by the monotonic clock."""
         self._max_depth = max_depth
         self._give_up_s = give_up_s
         self._turn = asyncio.Lock()
@@ -324,13 +332,13 @@ class Producer:
 
     async def _alone(self, item: Draft) -> str:
         """Add one job, by the short way if it is a plain one."""
-        if not item.is_plain or self._max_depth or not self._is_agreed:
+        began = time.monotonic()
+        if not item.is_plain or not self._kept or self._number % _LONG_WAY_EVERY == 0 or began > self._renew_at:
             return (await self.many((item,))).results[0]
         async with self._turn:
             self._number = number = self._number + 1
-            began = time.monotonic()
             try:
-                if await self.partition.append(self._name, number, item):
+                if await self.partition.append(self._name, self._accepted, number, self._kept, item):
                     self._accepted = number
                     return "n"
             except BrokerUnavailable as error:
@@ -404,7 +412,8 @@ class Producer:
                 await self._pause(error, began, pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 continue
-            self._accepted = number
+            self._accepted, self._renew_at = number, began + _RENEWED_S
+            self._kept = added.kept if not self._max_depth else ""
             return added
 
     async def _pause(self, error: BrokerUnavailable, began: float, pause_s: float) -> None:

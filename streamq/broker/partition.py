@@ -97,6 +97,8 @@ class Added:
 
     results: Sequence[str]
     server_ms: int
+    kept: str = ""
+    """What Redis keeps of the producer behind the number of this call, as `append` wants it; empty: not known."""
 
 
 @dataclass(slots=True)
@@ -232,7 +234,10 @@ class Partition:
             return self._added(reply, jobs.number, max_depth)
         keys, rows = self._rows(jobs)
         reply = await self._wire.script(self._add, keys, head + rows)
-        return self._added(reply, len(jobs), max_depth)
+        added = self._added(reply, len(jobs), max_depth)
+        if not cursor and type(added.results) is str:
+            added.kept = f"|{added.server_ms + keep_ms}|0|"
+        return added
 
     def pack(self, jobs: Sequence[NewJob]) -> Parcel:
         """Make jobs ready for a later `add`, so that only little is left to be done then."""
@@ -256,23 +261,30 @@ class Partition:
             rows += whose
         return keys, rows
 
-    async def append(self, producer: str, number: int, job: NewJob, *, keep_ms: int = _PRODUCER_KEPT_MS) -> int:
+    async def append(self, producer: str, last: int, number: int, kept: str, job: NewJob) -> bool:
         """Put a plain job into its lane, by a shorter way than `add`: for now, without dedup key, hint and gates.
 
+        Args:
+            producer: Who calls.
+            last: The number of its last accepted call.
+            number: Of this call, higher than that.
+            kept: As the last `Added` has it; until when the producer is remembered stays as it is.
+            job: The job.
+
         Returns:
-            The server's ms. 0: nothing was added, make the same call by `add`: the number was used, the id is known, its key
-            is known as slow, or the producer is new.
+            Whether it was added. If not, make the same call by `add`: the number was used, the id is known, its key is known
+            as slow, or Redis keeps something else of the producer.
 
         Raises:
             QueueFull: Redis is out of memory. Nothing was added.
             BrokerUnavailable: Unknown whether it was added. Make the same call by `add`.
         """
         keys = self._append_keys[job.digit]
-        args: list[Arg] = [producer, number, keep_ms, job.digit, job.id, job.envelope]
+        args: list[Arg] = [producer, f"{last}{kept}", f"{number}{kept}", job.digit, job.id, job.envelope]
         if job.whose:
             keys, args = [*keys, self._cost], [*args, job.whose[1:]]
-        server_ms: int = await self._wire.script(self._append, keys, args)
-        return server_ms
+        added: int = await self._wire.script(self._append, keys, args, is_short=True)
+        return added == 1
 
     def _added(self, reply: list[Any], count: int, max_depth: int) -> Added:
         verdict = reply[0]

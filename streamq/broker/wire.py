@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 import weakref
 from collections import deque
 from enum import StrEnum
@@ -23,7 +24,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from streamq.errors import BrokerUnavailable, ConfigurationError, QueueFull, StreamQError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence, Sized
 
     from redis.asyncio.connection import Connection
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from streamq.scripts import Script
 
 __all__ = [
-    "REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Wire", "Words", "fault_of", "forget_sockets", "packed",
+    "REMEDIES", "Arg", "Fault", "Remedy", "ServerRefused", "Vigil", "Wire", "Words", "fault_of", "forget_sockets", "packed",
 ]  # fmt: skip
 
 Arg = str | bytes | int | float
@@ -165,6 +166,47 @@ def forget_sockets() -> None:
     os.close(void)
 
 
+class Vigil:
+    """Keeps the loop awake for a moment, for a reply that is likely to come by then.
+
+    A loop that falls asleep has to be woken: that takes processor time of both sides, more than it takes to look for so long,
+    and a caller with one job after another waits for it each time. Where replies prove not to come by then, because
+    the server is far away or waits for the same core, it is hardly tried any more.
+    """
+
+    FEWEST_LEFT_OUT, MOST_LEFT_OUT = 8, 1024
+    """After a vigil in vain so many are left out; after each further one twice as many."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, awaited: Sized, longest_s: float = 60e-6) -> None:
+        """Note what is awaited: it is there as long as `awaited` is not empty."""
+        self._loop = loop
+        self._awaited = awaited
+        self._longest_s = longest_s
+        self._until = 0.0
+        self._left_out = self._to_leave_out = 0
+        self.is_kept = False
+
+    def keep(self) -> None:
+        """Begin one, or make the present one longer."""
+        if self._to_leave_out:
+            self._to_leave_out -= 1
+            return
+        self._until = time.monotonic() + self._longest_s
+        if not self.is_kept:
+            self.is_kept = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if not self._awaited:
+            self.is_kept, self._left_out = False, 0
+        elif time.monotonic() < self._until:
+            self._loop.call_soon(self._look)
+        else:
+            self.is_kept = False
+            self._left_out = min(max(2 * self._left_out, self.FEWEST_LEFT_OUT), self.MOST_LEFT_OUT)
+            self._to_leave_out = self._left_out
+
+
 class _Line(asyncio.Protocol):
     """An open connection: what was asked waits in order, and each reply goes to the one that waits longest."""
 
@@ -179,8 +221,11 @@ class _Line(asyncio.Protocol):
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._loop = asyncio.get_running_loop()
+        self._vigil = Vigil(self._loop, self._waiting)
         self.is_open = True
         self._transport.set_protocol(self)
+        is_encrypted = self._transport.get_extra_info("sslcontext") is not None
+        self._socket_number = -1 if is_encrypted else self.fileno()
         _LINES.add(self)
 
     def fileno(self) -> int:
@@ -188,16 +233,29 @@ class _Line(asyncio.Protocol):
         number: int = self._transport.get_extra_info("socket").fileno()
         return number
 
-    def ask(self, command: bytes, timeout_s: float) -> asyncio.Future[Any]:
-        """Send a command that is already packed; return a future for its reply."""
-        future = self._expect(timeout_s)
-        self._transport.write(command)
-        return future
+    def ask(self, command: bytes, timeout_s: float, *, is_short: bool = False) -> asyncio.Future[Any]:
+        """Send a command that is already packed; return a future for its reply. For a short one the loop stays awake."""
+        self._write(command)
+        if is_short:
+            self._vigil.keep()
+        return self._expect(timeout_s)
+
+    def _write(self, command: bytes) -> None:
+        """Send at once: uvloop's transport does it at the end of the loop's turn, and meanwhile the server would wait."""
+        transport = self._transport
+        sent = 0
+        if self._socket_number >= 0 and not (transport.get_write_buffer_size() or transport.is_closing()):
+            try:
+                sent = os.write(self._socket_number, command)
+            except OSError:
+                sent = 0  # what is wrong the transport finds out as well, and tells
+        if sent < len(command):
+            transport.write(command[sent:])
 
     def ask_all(self, commands: bytes, replies: int, timeout_s: float) -> list[asyncio.Future[Any]]:
         """Send commands that are already packed; return a future for each reply."""
         futures = [self._expect(timeout_s) for _ in range(replies)]
-        self._transport.write(commands)
+        self._write(commands)
         return futures
 
     def _expect(self, timeout_s: float) -> asyncio.Future[Any]:
@@ -315,10 +373,17 @@ class Wire:
             raise self._refusal(reply)
         return reply
 
-    async def script(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
-        """Run a script by its digest, and by its text once if the server does not know it."""
+    async def script(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, is_short: bool = False) -> Any:
+        """Run a script by its digest, and by its text once if the server does not know it.
+
+        Args:
+            script: What to run.
+            keys: Its KEYS.
+            args: Its ARGV.
+            is_short: It takes the server so little that it is worth staying awake for the reply.
+        """
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        reply = await self._exchange(command)
+        reply = await self._exchange(command, is_short=is_short)
         if type(reply) is ErrorReply:
             reply = await self._followed(reply, lambda: self._exchange(command))
         if type(reply) is ErrorReply:
@@ -397,18 +462,20 @@ class Wire:
         if line is not None:
             line.close()
 
-    def _exchange(self, command: tuple[Arg, ...], extra_s: float = 0.0) -> Coroutine[Any, Any, Any]:
-        return self._sent(hiredis.pack_command(command), extra_s)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    def _exchange(
+        self, command: tuple[Arg, ...], extra_s: float = 0.0, *, is_short: bool = False
+    ) -> Coroutine[Any, Any, Any]:
+        return self._sent(hiredis.pack_command(command), extra_s, is_short=is_short)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     def _said(self, *parts: Words) -> Coroutine[Any, Any, Any]:
         return self._sent(b"*%d\r\n" % sum(part.number for part in parts) + b"".join(part.raw for part in parts))
 
-    async def _sent(self, command: bytes, extra_s: float = 0.0) -> Any:
+    async def _sent(self, command: bytes, extra_s: float = 0.0, *, is_short: bool = False) -> Any:
         line = self._line
         if line is None or not line.is_open:
             line = await self._open()
         try:
-            return await line.ask(command, self._timeout_s + extra_s)
+            return await line.ask(command, self._timeout_s + extra_s, is_short=is_short)
         except OSError as error:
             raise self._broken(line, error) from error
 

@@ -134,7 +134,13 @@ DEFECTS = (
     ),
     Defect(
         "a known id is added again on the short way", "scripts/append.lua",
-        "call('HEXISTS', KEYS[2], ARGV[5]) == 1", "false",
+        "if call('HSETNX', KEYS[2], ARGV[5], ARGV[4] .. place) == 0 then",
+        "if call('HSET', KEYS[2], ARGV[5], ARGV[4] .. place) == 2 then",
+        "scripts/test_append.py",
+    ),
+    Defect(
+        "a repeated call adds again on the short way", "scripts/append.lua",
+        "if call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or", "if",
         "scripts/test_append.py",
     ),
     Defect(

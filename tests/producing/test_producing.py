@@ -59,6 +59,54 @@ async def test_a_single_job_whose_call_got_no_reply_is_enqueued_once(app, redis,
     assert [found.args for found in await envelopes(redis)] == [["first"], ["ada"], ["bob"]]
 
 
+async def test_single_jobs_make_the_index_a_table_before_it_is_long(app, redis):
+    """As a list, which small hashes are, it would be searched from end to end for each job."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    for number in range(70):
+        await refresh.enqueue(f"u{number}")
+    index = Keys("default").index
+    assert await redis("OBJECT", "ENCODING", index) == b"hashtable"
+    assert await redis("HLEN", index) == 70
+
+
+async def test_single_jobs_renew_until_when_their_producer_is_remembered(app, redis, eventually):
+    """It is remembered for a day after its last call, or nearly: for so long a repeated call is known."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    async def kept_until(user: str) -> int:
+        await refresh.enqueue(user)
+        (kept,) = await redis("HVALS", Keys("default").producers)
+        return int(kept.split(b"|")[1])
+
+    async def is_later() -> bool:
+        seconds, us = await redis("TIME")
+        return int(seconds) * 1000 + int(us) // 1000 > first - 86_400_000
+
+    first = await kept_until("first")
+    await eventually(is_later)
+    assert await kept_until("second") == first
+    app.client.producer("default")._renew_at = 0.0  # as after an hour
+    assert await kept_until("third") > first
+
+
+async def test_a_producer_that_redis_has_forgotten_goes_on(app, redis):
+    """After FLUSHALL, or on a server that took over without its last calls."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    for user in ("ada", "bob"):
+        await refresh.enqueue(user)
+    await redis("DEL", Keys("default").producers)
+    assert [(await refresh.enqueue(user)).status for user in ("cem", "dan")] == ["new", "new"]
+    assert [found.args for found in await envelopes(redis)] == [["ada"], ["bob"], ["cem"], ["dan"]]
+
+
 async def test_a_single_job_gives_up_when_no_call_gets_a_reply_in_time(app, monkeypatch):
     """Whoever called knows best what to do then."""
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from streamq.broker.server import Broker
+from streamq.broker.wire import Vigil
 from streamq.errors import BrokerUnavailable
 
 
@@ -55,3 +56,37 @@ async def test_a_server_is_reached_through_its_unix_socket(redis_server):
     broker = Broker(redis_server.unix_url)
     assert (await broker.check()).version
     await broker.close()
+
+
+async def test_commands_of_any_size_go_out_whole_and_in_order(wire):
+    """A socket takes what it has room for; the rest follows, before what was asked later."""
+    texts = [letter * size for letter, size in (("a", 1), ("b", 20_000_000), ("c", 2), ("d", 5_000_000), ("e", 3))]
+    replies = await asyncio.gather(*[wire.call("ECHO", text, extra_s=60) for text in texts])
+    assert [(reply[:1], len(reply)) for reply in replies] == [(text[:1].encode(), len(text)) for text in texts]
+
+
+async def test_a_vigil_ends_with_the_reply(eventually):
+    """While it is kept the loop does not sleep; afterwards it does."""
+    awaited = ["reply"]
+    vigil = Vigil(asyncio.get_running_loop(), awaited, longest_s=60)
+    vigil.keep()
+    await asyncio.sleep(0.01)
+    assert vigil.is_kept
+    awaited.clear()
+    await eventually(lambda: not vigil.is_kept)
+    vigil.keep()
+    assert vigil.is_kept
+
+
+async def test_a_vigil_in_vain_ends_by_itself_and_the_next_ones_are_left_out(eventually):
+    """A server that is far away answers later than it is worth looking for."""
+    vigil = Vigil(asyncio.get_running_loop(), ["reply"], longest_s=0)
+    left_out = []
+    for _ in range(10):
+        left_out.append(0)
+        vigil.keep()
+        while not vigil.is_kept:
+            left_out[-1] += 1
+            vigil.keep()
+        await eventually(lambda: not vigil.is_kept)
+    assert left_out == [0, 8, 16, 32, 64, 128, 256, 512, 1024, 1024]

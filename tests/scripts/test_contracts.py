@@ -36,7 +36,7 @@ REPORT = Report(
 CALLS = {
     "agree": lambda p: p.agree(3),
     "add": lambda p: p.add("me", 1, [NewJob("a", 2, b"{}", 0, "k"), NewJob("b", 2, b"{}", 0, "l")]),
-    "append": lambda p: p.append("me", 1, NewJob("a", 2, b"{}", whose="-h|ada")),
+    "append": lambda p: p.append("me", 1, 2, "|5|0|", NewJob("a", 2, b"{}", whose="-h|ada")),
     "beat": lambda p: p.beat(["w1", "w2"]),
     "block": lambda p: Orders(p.wire, p.keys).block(handler="h", reason="", by="me"),
     "bury": lambda p: p.bury(["w1", "w2"]),
@@ -93,7 +93,7 @@ class DeafWire:
         """Answer each."""
         return [await self.call(*command) for command in commands]
 
-    async def script(self, script, keys, args):
+    async def script(self, script, keys, args, **_):
         """Raise what would have been sent."""
         raise Caught(script.name, list(keys), list(args))
 
