@@ -113,6 +113,8 @@ def drain(
             for child in children:
                 child.process.send_signal(signal.SIGCONT)
 
+        pause_s = _pauses()
+
         def reached(jobs: int) -> _Sample:
             until = time.monotonic() + limit_s
             while (done := tallies.total()) < jobs:
@@ -120,7 +122,7 @@ def drain(
                     raise TimeoutError(f"{done} of {total} jobs done in {limit_s} s:\n{children[0].output[-4000:]}")
                 for child in children:
                     child.assert_alive()
-                time.sleep(0.003)
+                time.sleep(pause_s(done, jobs))
             return _Sample(
                 time.monotonic(),
                 tallies.total(),
@@ -141,6 +143,27 @@ def drain(
         commands=last.figures.commands - first.figures.commands,
         queued_s=last.queued_s - first.queued_s,
     )
+
+
+_LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 0.02, 0.001
+
+
+def _pauses() -> Callable[[int, int], float]:
+    """Return a function that says when to look again: seldom, as a look takes a core from those that are measured, but in time.
+
+    It is told how many jobs are done, and at how many it wants to be there.
+    """
+    before, before_at = 0, time.monotonic()
+
+    def pause_s(done: int, jobs: int) -> float:
+        nonlocal before, before_at
+        now = time.monotonic()
+        per_second = (done - before) / max(now - before_at, 1e-6)
+        before, before_at = done, now
+        expected_s = (jobs - done) / per_second if per_second else 3 * _SHORTEST_PAUSE_S
+        return max(_SHORTEST_PAUSE_S, min(_LONGEST_PAUSE_S, expected_s / 2))
+
+    return pause_s
 
 
 def _spent(before: tuple[float, ...], after: tuple[float, ...]) -> tuple[float, ...]:
