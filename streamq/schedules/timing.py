@@ -122,10 +122,8 @@ class Timing:
         """The rule in English, as in `Every 15 minutes`."""
         if isinstance(self.rule, Interval):
             return _interval_words(self.rule.period)
-        options = Options()
-        options.use_24hour_time_format = True
-        options.locale_code = "en_US"
-        return str(get_description(self.text, options))
+        # Said at once: left alone it looks for the locale of the machine, and warns where there is none.
+        return str(get_description(self.text, Options(use_24hour_time_format=True, locale_code="en_US")))
 
     def trigger(self) -> Any:
         """Make APScheduler's trigger, which wakes at about these times; what fires is decided by `after`."""

@@ -16,6 +16,14 @@ from tests.cron.conftest import NOON, Listing, entry_of, ms
 LONG_AGO = NOON - timedelta(days=4000)
 
 
+def test_words_are_english_wherever_the_machine_is(monkeypatch):
+    """Also where no locale is set, as in a container."""
+    monkeypatch.setattr("locale.getlocale", lambda *_: (None, None))
+    assert Timing.of("30 2 * * mon").words == "At 02:30, only on Monday"
+    monkeypatch.setattr("locale.getlocale", lambda *_: ("de_DE", "UTF-8"))
+    assert Timing.of("30 2 * * mon").words == "At 02:30, only on Monday"
+
+
 @pytest.mark.parametrize(
     ("text", "words", "first", "second"),
     [
