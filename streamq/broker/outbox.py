@@ -308,10 +308,9 @@ class Outbox:
 
 
 def _entry(entry_id: bytes, fields: list[bytes]) -> OutboxEntry:
-    pairs = list(zip(fields[::2], fields[1::2], strict=True))
-    worker = "".join(value.decode("utf-8", "replace") for name, value in pairs[:1] if name == b"w")
     # The name `w` is the worker's only in the first place: a job may be called that, too.
-    records = pairs[1:] if worker else pairs
-    return OutboxEntry(
-        entry_id, version_of(entry_id), worker, [(name.decode("utf-8", "replace"), value) for name, value in records]
-    )
+    has_worker = fields[0] == b"w"
+    worker = fields[1].decode("utf-8", "replace") if has_worker else ""
+    first = 2 if has_worker else 0
+    names = [name.decode("utf-8", "replace") for name in fields[first::2]]
+    return OutboxEntry(entry_id, version_of(entry_id), worker, list(zip(names, fields[first + 1 :: 2], strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -55,6 +56,9 @@ MOST_LEVELS = 80
 _MESSAGE_CHARS, _TRACEBACK_CHARS = 4_000, 20_000
 _ATTEMPT_MESSAGE_CHARS, _ATTEMPT_TRACEBACK_CHARS = 500, 2_000
 _INT64 = 1 << 63
+_SUSPICIOUS = re.compile(rb"\\u0000|\d{19}")
+"""A key with a NUL and a number of more than 64 bits look like that; much that is harmless does, too."""
+_WORDS = {state: state.value for state in State}
 _VERSION_SHIFT = 20
 
 
@@ -127,8 +131,9 @@ def recorded(
     try:
         record = _DECODER.decode(raw)
         fields = _common(queue, record, entry)
-        fields |= _times(record, entry.version >> _VERSION_SHIFT, kept_ms) | _outcome(record)
-        attempts = [_attempt(record, entry)] if _was_tried(record) else []
+        _add_times(fields, record, entry.version >> _VERSION_SHIFT, kept_ms)
+        _add_outcome(fields, record)
+        attempts = [_attempt(record, entry, fields)] if _was_tried(record) else []
     except (ValueError, OverflowError, OSError, RecursionError) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
     return StatusWrite(job_id, entry.version, False, fields, attempts, raw)
@@ -188,11 +193,16 @@ def unstorable(value: Json) -> str:
     return ""
 
 
+def _is_simple(raw: bytes) -> bool:
+    """Tell of a JSON text, without walking through it, that MongoDB can hold it; not of each one that it can."""
+    return raw.count(b"{") + raw.count(b"[") < MOST_LEVELS and not _SUSPICIOUS.search(raw)
+
+
 def _common(queue: str, record: Record, entry: OutboxEntry) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "queue": queue,
         "handler": record.handler,
-        "state": record.state.value,
+        "state": _WORDS[record.state],
         "attempt": record.attempt,
         "max_attempts": record.max_attempts,
         "crashes": record.crashes,
@@ -200,38 +210,39 @@ def _common(queue: str, record: Record, entry: OutboxEntry) -> dict[str, Any]:
     }
     if record.lane:
         fields["lane"] = record.lane
-    if reason := reason_of(record.why_slow):
+    if record.why_slow and (reason := reason_of(record.why_slow)):
         fields["lane_reason"] = reason
-    return fields | _whose(record.user, record.occurrence)
-
-
-def _whose(user: str | None, occurrence: str | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {} if user is None else {"user": user}
-    if occurrence:
-        fields |= {"occurrence": occurrence, "schedule": occurrence.partition(":")[0]}
+    _add_whose(fields, record.user, record.occurrence)
     return fields
 
 
-def _times(record: Record, recorded_ms: int, kept_ms: Mapping[State, int]) -> dict[str, Any]:
+def _add_whose(fields: dict[str, Any], user: str | None, occurrence: str | None) -> None:
+    if user is not None:
+        fields["user"] = user
+    if occurrence:
+        fields["occurrence"] = occurrence
+        fields["schedule"] = occurrence.partition(":")[0]
+
+
+def _add_times(fields: dict[str, Any], record: Record, recorded_ms: int, kept_ms: Mapping[State, int]) -> None:
     """Turn the times into dates. A record without an enqueue time gets its own, for every list is sorted by that."""
-    fields: dict[str, Any] = {"enqueued_at": from_ms(record.enqueued_ms or recorded_ms)}
-    if record.begun_ms:
-        fields["started_at"] = from_ms(record.begun_ms)
-        if record.finished_ms:
-            fields["run_ms"] = max(0, record.finished_ms - record.begun_ms)
+    begun_ms, finished_ms = record.begun_ms, record.finished_ms
+    fields["enqueued_at"] = from_ms(record.enqueued_ms or recorded_ms)
+    if begun_ms:
+        fields["started_at"] = from_ms(begun_ms)
+        if finished_ms:
+            fields["run_ms"] = max(0, finished_ms - begun_ms)
         if record.attempt == 1 and record.enqueued_ms:
-            fields["wait_ms"] = max(0, record.begun_ms - record.enqueued_ms)
-    if record.state.is_terminal:
-        finished_ms = record.finished_ms or recorded_ms
+            fields["wait_ms"] = max(0, begun_ms - record.enqueued_ms)
+    if record.state in kept_ms:
+        finished_ms = finished_ms or recorded_ms
         fields["finished_at"] = from_ms(finished_ms)
         fields["expires_at"] = from_ms(finished_ms + kept_ms[record.state])
     elif record.due_ms:
         fields["due_at"] = from_ms(record.due_ms)
-    return fields
 
 
-def _outcome(record: Record) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _add_outcome(fields: dict[str, Any], record: Record) -> None:
     if record.error is not None:
         fields["error"] = {
             "type": record.error.type[:200],
@@ -241,10 +252,10 @@ def _outcome(record: Record) -> dict[str, Any]:
         }
     if raw := bytes(record.result):
         fields |= _result(raw)
-    fields |= notes_told(record.progress, record.log, record.log_lines)
+    if record.progress is not None or record.log_lines:
+        fields |= notes_told(record.progress, record.log, record.log_lines)
     if record.result_error:
         fields["result_error"] = record.result_error[:_MESSAGE_CHARS]
-    return fields
 
 
 def _result(raw: bytes) -> dict[str, Any]:
@@ -255,7 +266,7 @@ def _result(raw: bytes) -> dict[str, Any]:
         value = orjson.loads(raw)
     except ValueError as error:
         return {"result_error": f"the result is not in the history: {error}"}
-    if why := unstorable(value):
+    if not _is_simple(raw) and (why := unstorable(value)):
         return {"result_error": f"the result is not in the history: {why}"}
     return {"result": value}
 
@@ -265,16 +276,17 @@ def _was_tried(record: Record) -> bool:
     return record.begun_ms > 0 or (record.error is not None and record.state in (State.DEAD, State.RETRYING))
 
 
-def _attempt(record: Record, entry: OutboxEntry) -> dict[str, Any]:
+def _attempt(record: Record, entry: OutboxEntry, fields: Mapping[str, Any]) -> dict[str, Any]:
     attempt: dict[str, Any] = {
         "number": record.attempt,
-        "state": record.state.value,
+        "state": fields["state"],
         "worker": entry.worker,
         "version": entry.version,
     }
-    for name, ms in (("started_at", record.begun_ms), ("finished_at", record.finished_ms)):
-        if ms:
-            attempt[name] = from_ms(ms)
+    if record.begun_ms:
+        attempt["started_at"] = fields["started_at"]
+    if record.finished_ms:
+        attempt["finished_at"] = fields.get("finished_at") or from_ms(record.finished_ms)
     if error := record.error:
         attempt["error"] = {
             "type": error.type[:200],
@@ -331,4 +343,5 @@ def _of_envelope(queue: str, envelope: Envelope, lane: str, enqueued_ms: int) ->
         "lane": lane,
         "enqueued_at": enqueued_at,
     }
-    return fields | _whose(envelope.key, envelope.occurrence)
+    _add_whose(fields, envelope.key, envelope.occurrence)
+    return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from datetime import UTC, datetime
 
 import orjson
@@ -194,12 +195,24 @@ def test_no_bytes_whatever_raise_anything_else(raw):
         recorded("q", ENTRY, "job", raw)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
+
+
+@given(values | st.integers(60, 100).map(lambda levels: functools.reduce(lambda inner, _: [inner], range(levels), 0)))
+def test_a_result_is_stored_if_mongodb_can_hold_it(value):
+    """Most are found harmless by their text alone, without a walk through them."""
+    try:
+        raw = orjson.dumps(value)
+    except TypeError:  # no JSON: a lone surrogate, a number of more than 64 bits
+        return
+    fields = recorded("q", ENTRY, "job", b'{"s":"completed","r":%b}' % raw).fields
+    assert ("result" in fields) is not bool(unstorable(orjson.loads(raw)))
+
+
+@given(values)
 def test_what_counts_as_storable_can_be_encoded(value):
     """The check exists so that MongoDB's own refusal is the exception."""
     bson = pytest.importorskip("bson")
