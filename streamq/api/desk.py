@@ -116,8 +116,9 @@ def _away(server: str, error: StreamQError) -> Problem:
 
 
 def job_json(job: JobStatus) -> dict[str, Any]:
-    """Write down a job, by the names of `JobStatus`."""
-    return {field.name: told(getattr(job, field.name)) for field in dataclasses.fields(job)}
+    """Write down a job, by the names of `JobStatus`; where its handler's number of attempts holds, that is not known here."""
+    written = {field.name: told(getattr(job, field.name)) for field in dataclasses.fields(job)}
+    return written | {"max_attempts": job.max_attempts or None}
 
 
 def told(value: Any) -> Any:

@@ -86,7 +86,8 @@ class Job(msgspec.Struct):
     handler: str
     user: str | None
     attempt: int
-    max_attempts: int
+    max_attempts: int | None
+    """As said when it was enqueued; null: the handler's number holds."""
     lane: str
     lane_reason: str | None
     """Why it is in that lane."""

@@ -105,8 +105,10 @@ async def test_what_is_said_of_a_job_counts(api, hand):
     assert (envelope.key, envelope.dedup, envelope.max_attempts, job.lane) == ("k", "d", 2, "low")
     assert 50_000 < job.due_ms - job.enqueued_ms <= 60_000
     assert 3_500_000 < envelope.deadline_ms - job.enqueued_ms < 3_700_000
+    assert (await api.get(f"/v1/jobs/{job.job_id}")).json()["max_attempts"] == 2
     at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    await api.post("/v1/jobs", json={"handler": "refresh", "args": ["u2"], "at": at})
+    other = (await api.post("/v1/jobs", json={"handler": "refresh", "args": ["u2"], "at": at})).json()
+    assert (await api.get(f"/v1/jobs/{other['id']}")).json()["max_attempts"] is None, "its handler's number holds"
     assert len(await hand.inspection.delayed(limit=5)) == 2
 
 
