@@ -168,8 +168,8 @@ class History:
         self._statuses = statuses
 
     async def of_user(self, user: str, *, limit: int = 10) -> list[JobStatus]:
-        """List the jobs of a user, the one that was enqueued last first."""
-        return await self._list({"user": user}, _NEWEST_FIRST, limit)
+        """List the jobs of a user with their results, the one that was enqueued last first."""
+        return await self._list({"user": user}, _NEWEST_FIRST, limit, without=("log",))
 
     async def recent(self, limit: int) -> list[JobStatus]:
         """List the jobs that were enqueued last, newest first."""
@@ -261,8 +261,14 @@ class History:
             for state in State
         }
 
-    async def _list(self, query: dict[str, Any], sort: Sequence[tuple[str, int]], limit: int) -> list[JobStatus]:
-        found = await self._statuses.find(query, sort=sort, limit=limit, without=_LONG_FIELDS, limit_s=READ_LIMIT_S)
+    async def _list(
+        self,
+        query: dict[str, Any],
+        sort: Sequence[tuple[str, int]],
+        limit: int,
+        without: Sequence[str] = _LONG_FIELDS,
+    ) -> list[JobStatus]:
+        found = await self._statuses.find(query, sort=sort, limit=limit, without=without, limit_s=READ_LIMIT_S)
         return [status_of(document) for document in found]
 
 

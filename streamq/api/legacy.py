@@ -86,11 +86,10 @@ class Desk:
         if not jobs:
             raise Problem(404, "no job of this user is known", kind="user-unknown")
         latest, *earlier = jobs
-        told = await self._whole(latest)
         return {
             "userId": user,
-            **_job(told),
-            "history": [_job(job) for job in earlier],
+            **_job(latest if latest.state == "completed" else replace(latest, result=None)),
+            "history": [{**_job(job), "result": None} for job in earlier],
             "stale": live is None or known is None,
         }
 
@@ -124,13 +123,6 @@ class Desk:
 
     async def _newest(self, limit: int, known: Sequence[JobStatus] | None) -> list[JobStatus]:
         return [*await self._stores.newest(limit), *await self._stores.brought_up_to_date(known or ())]
-
-    async def _whole(self, job: JobStatus) -> JobStatus:
-        """Add the result, which lists leave out."""
-        if job.state != "completed":
-            return job
-        found = await _maybe(self._stores.ask_history(lambda history: history.job(job.id)))
-        return job if found is None else replace(job, result=found.result)
 
 
 def iso_ms(tally: Tally | None) -> str | None:

@@ -324,8 +324,7 @@ class Stores:
         """Ask Redis for the live jobs that hold one of these dedup keys, in any queue."""
         found: list[JobStatus] = []
         for queue, view in self._views.items():
-            holders = [await self.redis.ask(view.holder, key) for key in keys]
-            places = await self.locate(queue, [holder for holder in holders if holder])
+            places = await self.locate(queue, await self.redis.ask(view.holders, keys))
             found += [_of_place(queue, place) for place in places.values()]
         return found
 

@@ -11,12 +11,13 @@ import msgspec
 
 from streamq import scripts
 from streamq.broker.crowd import Crowd, crowd_of
-from streamq.broker.wire import ServerRefused, Wire
 from streamq.gates import GateName
 from streamq.keys import HANDBACK, LANES, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from streamq.broker.wire import Wire
 
 __all__ = [
     "BATCH", "Block", "Costs", "Counts", "DeadLetter", "Delayed", "Explanation", "Flight", "Inspection",
@@ -458,13 +459,10 @@ class Inspection:
         """Forget them, so that what is found next is new."""
         await self._wire.call("DEL", self.keys.stacks(consumer).encode("utf-8", "replace"))
 
-    async def holder(self, dedup_key: str) -> str | None:
-        """Return the id of the job that holds a dedup key; it may have ended if the key has a window."""
-        try:
-            held = await self._wire.call("GET", self.keys.dedup(dedup_key).encode("utf-8", "replace"))
-        except ServerRefused:
-            return None
-        return None if held is None else _text(held)
+    async def holders(self, dedup_keys: Sequence[str]) -> list[str]:
+        """Return the ids of the jobs that hold one of these dedup keys; one may have ended if its key has a window."""
+        names = [self.keys.dedup(key).encode("utf-8", "replace") for key in dedup_keys]
+        return [_text(held) for held in await self._wire.call("MGET", *names) if held is not None] if names else []
 
     async def explain(self, dedup_key: str) -> Explanation:
         """Say who holds a dedup key, and so what a call with it comes to. Two round trips."""

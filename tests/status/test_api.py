@@ -155,6 +155,23 @@ async def test_the_status_of_a_user_has_the_result_whatever_it_looks_like(client
     assert (await client.get(FOUR[1])).json()["result"] == {"$gt": 1, "refs": [{"$ref": "x", "$id": 1}]}
 
 
+async def test_the_status_of_a_user_is_one_question_and_only_the_latest_job_has_its_result(
+    client, hand, statuses, store, mongo
+):
+    """The jobs before it are a list, and lists have none."""
+    await store(statuses, ("old", hand.record(e=1000, r=1)), ("new", hand.record(r=2)))
+    await mongo.database.command("profile", 2)
+    answer = (await client.get(FOUR[1])).json()
+    await mongo.database.command("profile", 0)
+    assert (answer["jobId"], answer["result"]) == ("new", 2)
+    assert [(job["jobId"], job["result"]) for job in answer["history"]] == [("old", None)]
+    about_the_user = {
+        "op": "query",
+        "$or": [{"command.filter.user": "u1"}, {"command.filter._id": {"$in": ["old", "new"]}}],
+    }
+    assert await mongo.collection("system.profile").count_documents(about_the_user) == 1
+
+
 async def test_redis_knows_better_what_a_live_job_does(client, hand, statuses, store):
     """The history of a job that lives is a second late."""
     await store(statuses, ("job", hand.record("retrying", x={"t": "E", "m": "no"})))

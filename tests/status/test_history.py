@@ -34,6 +34,7 @@ async def test_jobs_of_a_user_come_newest_first(history):
     """The first one is what "what happened to user 1" asks for."""
     found = await history.of_user("u1", limit=3)
     assert [(job.id, job.user) for job in found] == [("j37", "u1"), ("j33", "u1"), ("j29", "u1")]
+    assert [job.result for job in found] == [37, 33, 29]
     assert await history.of_user("nobody") == []
     assert await history.of_user("$ne") == []
 

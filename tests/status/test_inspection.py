@@ -148,10 +148,10 @@ async def test_dead_letters_come_newest_first(hand):
     assert (letter.job_id, letter.envelope, letter.record) == ("d2", b"{}", b'{"s":"dead"}')
 
 
-async def test_the_holder_of_a_dedup_key_is_found(hand):
+async def test_the_holders_of_dedup_keys_are_found(hand):
     await hand.wire.call("SET", hand.keys.dedup("refresh:u1"), "job9", "PX", 60_000)
-    assert await hand.inspection.holder("refresh:u1") == "job9"
-    assert await hand.inspection.holder("refresh:u2") is None
+    await hand.wire.call("SET", hand.keys.dedup("refresh:u3"), "job8", "PX", 60_000)
     await hand.wire.call("LPUSH", hand.keys.dedup("odd"), "x")
-    assert await hand.inspection.holder("odd") is None
+    assert await hand.inspection.holders(["refresh:u1", "refresh:u2", "odd", "refresh:u3"]) == ["job9", "job8"]
+    assert await hand.inspection.holders([]) == []
     await hand.wire.call("DEL", hand.keys.dedup("odd"))
