@@ -40,6 +40,7 @@
 --
 -- A job that waits for a block lies in `delayed` behind all dates, at BLOCKED + the block's number * SPAN + the ms when it was enqueued.
 local GROUP, HANDBACK, BATCH, BLOCKED, SPAN = 'g', '@handback', 128, 2 ^ 48, 2 ^ 42
+local DUE = 64 -- of a backlog of due jobs a call brings so many: it has as many to settle and to read, and all wait for it
 local OFFER_AGAIN, FORGET = 5000, 60000 -- ms: a job that no worker here knows; and that there was one
 local LANES, DELAYED, PAYLOAD, INDEX, OUTBOX, WORKERS, DEAD, CONTROL, PAUSE, COUNTS, COST = 6, KEYS[7], KEYS[8],
   KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
@@ -426,9 +427,9 @@ local function lane_now(digit, envelope)
   return (digit - 1) % 3 + 4, 'learned ' .. string.match(known, '^[%d%.]+')
 end
 
--- Promote what is due. The payload is looked up before anything is removed.
-local function promote(from, to)
-  local due = call('ZRANGE', DELAYED, from, to, 'BYSCORE', 'LIMIT', 0, BATCH)
+-- Promote what is due, so many at most. The payload is looked up before anything is removed.
+local function promote(from, to, most)
+  local due = call('ZRANGE', DELAYED, from, to, 'BYSCORE', 'LIMIT', 0, most)
   if #due == 0 then return 0 end
   local payloads, places = call('HMGET', PAYLOAD, unpack(due)), {'HSET', INDEX}
   local known_slow = call('EXISTS', COST) == 1
@@ -449,7 +450,7 @@ local function promote(from, to)
   call('HDEL', PAYLOAD, unpack(due))
   return #due
 end
-promote('-inf', now)
+promote('-inf', now, DUE)
 
 -- What is stopped. When a block is over its jobs go back into their lanes, oldest first, a batch in each cycle.
 local paused, stopped, wake, lifted = false, {}, nil, 0
@@ -460,7 +461,7 @@ for i = 1, #rules, 2 do
   till, number = tonumber(till) or 0, tonumber(number) or 0
   if till > 0 and till <= now then
     local first, past = string.format('%.0f', BLOCKED + number * SPAN), string.format('(%.0f', BLOCKED + (number + 1) * SPAN)
-    local moved = number == 0 and 0 or lifted < BATCH and promote(first, past) or BATCH
+    local moved = number == 0 and 0 or lifted < BATCH and promote(first, past, BATCH) or BATCH
     lifted = lifted + moved
     if moved < BATCH then call('HDEL', PAUSE, name) else wake = now end
   elseif string.sub(name, 1, 1) ~= '?' then
