@@ -48,6 +48,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
+# What a terminal, or CI, says of colours and sizes is not for the programs under test.
+for _name in ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE"):
+    os.environ.pop(_name, None)
+
 T = TypeVar("T")
 
 # Every key that may outlive its jobs, as docs/architecture.md lists them. All others must carry a TTL.
