@@ -222,7 +222,8 @@ def draft(  # noqa: PLR0913 - a call, and what its application has settled
     if options is not NO_OPTIONS:
         item.replicas, item.ledger = options.replicas, options.ledger
         _set_due(item, rule, options)
-    item.is_plain = is_bare or not (rule or gates or item.delay_ms or item.at_ms or "c" in rest)
+    # An id of the caller's own may be known: `append` finds that out too late for a producer, which may not delete an entry.
+    item.is_plain = is_bare or not (rule or gates or options.id or item.delay_ms or item.at_ms or "c" in rest)
     return item
 
 

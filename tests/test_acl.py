@@ -86,6 +86,22 @@ async def test_producers_and_workers_need_no_more_than_the_file_gives_them(denie
     await app.close()
 
 
+async def test_a_producer_enqueues_plain_jobs_and_repeats_one_under_its_own_id(denied, redis_server):
+    """By the short way, and where that ends: it may not take back what it has put into a lane."""
+    app = StreamQ(redis_url=denied["streamq-producer"])
+
+    @app.handler
+    async def plain() -> None: ...
+
+    assert [(await plain.enqueue()).status for _ in range(3)] == ["new"] * 3
+    mine = plain.options(id="mine")
+    assert [(await mine.enqueue()).status for _ in range(3)] == ["new", "present", "present"]
+    await app.close()
+    keys = Keys("default")
+    with redis.Redis.from_url(redis_server.url) as admin:
+        assert (admin.hlen(keys.index), admin.xlen(keys.lanes[1])) == (4, 4)
+
+
 async def read_and_order(app: StreamQ) -> None:
     """Do what the recorder, the API and operators do."""
     wire, keys = app.client.broker.wire(), Keys("default")
