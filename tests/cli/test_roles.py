@@ -87,9 +87,11 @@ def test_cron_lists_counts_and_fires(programs, command, folder, eventually_sync)
 def test_workers_are_listed_and_told_what_to_do(programs, command, folder, eventually_sync):
     """By name, or all of them."""
     worker = programs.start("worker", "--no-parent", "--name", "web-1")
-    eventually_sync(lambda: command("workers", "ls").rows, "the worker is there")
-    (row,) = command("workers", "ls").rows
-    assert (row[0], row[1], row[4]) == ("web-1", "default", "alive")
+
+    def listed() -> list[tuple[str, str, str]]:
+        return [(row[0], row[1], row[4]) for row in command("workers", "ls").rows]
+
+    eventually_sync(lambda: listed() == [("web-1", "default", "alive")], "the worker is there, and beats")
     assert command("workers", "quiet", "web-1").err == "web-1: told to quiet\n"
     eventually_sync(lambda: '"worker.quiet"' in worker.output, "the worker is quiet")
     told = command("workers", "stop", "web-2")
