@@ -338,6 +338,7 @@ class Producer:
             return (await self.many((item,))).results[0]
         async with self._turn:
             self._number = number = self._number + 1
+            item.is_plain = False  # should it be sent again, its id is known
             try:
                 if await self.partition.append(self._name, self._accepted, number, self._kept, item):
                     self._accepted = number

@@ -94,6 +94,20 @@ async def test_single_jobs_renew_until_when_their_producer_is_remembered(app, re
     assert await kept_until("third") > first
 
 
+async def test_a_single_job_that_is_sent_twice_takes_the_long_way_the_second_time(app, redis, monkeypatch):
+    """The short way would find too late that its id is known."""
+
+    @app.handler
+    async def refresh(user: str): ...
+
+    await refresh.enqueue("first")
+    item = refresh.draft("ada")
+    assert (await app.client.send(item)).status == "new"
+    monkeypatch.delattr(Partition, "append")
+    assert (await app.client.send(item)).status == "present"
+    assert [found.args for found in await envelopes(redis)] == [["first"], ["ada"]]
+
+
 async def test_a_producer_that_redis_has_forgotten_goes_on(app, redis):
     """After FLUSHALL, or on a server that took over without its last calls."""
 
