@@ -53,7 +53,7 @@ const journal = (what, argument) => fs.appendFileSync(path.join(process.env.STRE
 const bodies = {
   noop: async () => done(),
   io: async () => { await sleep(50); done(); },
-  cpu: async (x) => { const until = process.cpuUsage().user + parseFloat(x) * 1000; while (process.cpuUsage().user < until); done(); },
+  cpu: async (x) => { const until = performance.now() + parseFloat(x); while (performance.now() < until); done(); },
   clock: async (x) => note(x),
   long: async (x) => { journal("start", x); await sleep(parseFloat(x)); journal("end", x); },
 };
