@@ -222,8 +222,7 @@ def draft(  # noqa: PLR0913 - a call, and what its application has settled
     if options is not NO_OPTIONS:
         item.replicas, item.ledger = options.replicas, options.ledger
         _set_due(item, rule, options)
-    # An id of the caller's own may be known: `append` finds that out too late for a producer, which may not delete an entry.
-    item.is_plain = is_bare or not (rule or gates or options.id or item.delay_ms or item.at_ms or "c" in rest)
+    item.is_plain = is_bare or not (rule or gates or item.delay_ms or item.at_ms or "c" in rest)
     return item
 
 
@@ -338,7 +337,6 @@ class Producer:
             return (await self.many((item,))).results[0]
         async with self._turn:
             self._number = number = self._number + 1
-            item.is_plain = False  # should it be sent again, its id is known
             try:
                 if await self.partition.append(self._name, self._accepted, number, self._kept, item):
                     self._accepted = number

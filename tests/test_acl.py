@@ -87,7 +87,7 @@ async def test_producers_and_workers_need_no_more_than_the_file_gives_them(denie
 
 
 async def test_a_producer_enqueues_plain_jobs_and_repeats_one_under_its_own_id(denied, redis_server):
-    """By the short way, and where that ends: it may not take back what it has put into a lane."""
+    """By the short way, and where that ends."""
     app = StreamQ(redis_url=denied["streamq-producer"])
 
     @app.handler

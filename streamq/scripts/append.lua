@@ -10,13 +10,11 @@
 -- reads and writes no number, since each costs as much as a small command. What is kept has the number of the last call,
 -- so this one comes after it and was not made before; until when it is kept is what add.lua said.
 local call = redis.call
-if call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or KEYS[5] and call('HEXISTS', KEYS[5], ARGV[7]) == 1 then return 0 end
+if call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] or call('HEXISTS', KEYS[2], ARGV[5]) == 1
+  or KEYS[5] and call('HEXISTS', KEYS[5], ARGV[7]) == 1 then return 0 end
 
 local place = call('XADD', KEYS[1], '*', 'j', ARGV[5], 'd', ARGV[6])
-if call('HSETNX', KEYS[2], ARGV[5], ARGV[4] .. place) == 0 then
-  call('XDEL', KEYS[1], place) -- before anybody could see it; to look first would cost every job a command
-  return 0
-end
+call('HSET', KEYS[2], ARGV[5], ARGV[4] .. place)
 call('HINCRBY', KEYS[4], 'enqueued', '1')
 call('HSET', KEYS[3], ARGV[1], ARGV[3])
 return 1

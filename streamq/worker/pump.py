@@ -213,7 +213,7 @@ class Pump:
             wire.is_new = True
             raise
         if before > self.doubted_before_ms:
-            event(log, logging.WARNING, "redis.replaced", queue=self.queue, doubted_before_ms=before)
+            event(log, logging.INFO, "redis.replaced", queue=self.queue, doubted_before_ms=before)
         self.doubted_before_ms = before
 
     async def _return_strays(self) -> None:

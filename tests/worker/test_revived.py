@@ -237,6 +237,7 @@ async def test_without_mongodb_a_doubted_job_runs_and_few_wait_for_the_answer(re
 
 async def test_a_worker_notices_another_server_though_no_call_of_its_own_failed(redis_server, eventually, caplog):
     """An address may lead elsewhere within a moment, while nothing was asked."""
+    caplog.set_level("INFO", "streamq.worker")
     app = StreamQ(redis_url=redis_server.url, history=False)
     worker = Worker(app, app.settings)
     working = asyncio.create_task(worker.run())
