@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamq.broker.inspection import Inspection
+from streamq.broker.outbox import version_of
 from streamq.broker.server import Broker
 from streamq.clock import from_ms
 from streamq.codec import decode_envelope
@@ -33,6 +34,8 @@ _REST = 5
 """Looking takes at most one part in so many of the time."""
 _EMPTY_LOOKS = 5
 """So many looks in a row must find nothing left to do before a job without an end counts as lost."""
+_SETTLED_WITHIN_MS = 3_600_000
+"""How long before its settling a job may have finished: so far back MongoDB looks."""
 _CLICK_SHARE, _MOST_CLICKS = 0.02, 100
 _COUNT_LIMIT_S = 30
 _UNREAD = ("result", "expires_at")
@@ -97,12 +100,16 @@ class Round:
         return [await handler.enqueue(*job.args) for job in waiting if job.handler == self._entry.handler.name]
 
     def _query(self, fired_ms: int) -> dict[str, Any]:
-        """Say which jobs count: also one of an earlier occurrence that this one found waiting."""
+        """Say which jobs count: also one of an earlier occurrence that this one found in the queue.
+
+        That is one that was settled since, by the server's clock; it may have finished before.
+        """
         return {
             "queue": {"$in": list(self._partitions)},
             "state": {"$in": ENDED},
             "handler": self._entry.handler.name,
-            "finished_at": {"$gte": from_ms(fired_ms)},
+            "finished_at": {"$gte": from_ms(fired_ms - _SETTLED_WITHIN_MS)},
+            "version": {"$gte": version_of(f"{fired_ms}-0")},
         }
 
     async def _wait(self, users: Mapping[str, str], query: dict[str, Any], show: Progress) -> dict[str, Ended]:

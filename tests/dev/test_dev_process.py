@@ -142,7 +142,7 @@ def test_a_run_that_is_killed_is_cleaned_up_by_the_next_one(dev: Dev):
     dev.eventually(lambda: not is_alive(worker), "the worker ends without its parent", timeout=PATIENCE_S)
     assert dev.servers_run() == [True, True]
 
-    assert dev.run("--demo", "--users", "5", "--once") == 0
+    assert dev.run("--demo", "--users", "5", "--once") == 0, dev.out + dev.err
     assert dev.servers_run() == [False, False]
 
 

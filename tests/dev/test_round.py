@@ -11,7 +11,9 @@ import pytest
 
 from streamq import StreamQ
 from streamq.broker.inspection import Inspection
+from streamq.broker.outbox import version_of
 from streamq.broker.server import Broker
+from streamq.clock import from_ms
 from streamq.cron import PageFailed
 from streamq.dev.fire import fire
 from streamq.dev.round import Round
@@ -133,6 +135,20 @@ async def test_a_round_that_finds_the_jobs_of_another_one_waiting_counts_them(
 
     assert len(report.jobs) == 3
     assert report.duplicates_refused <= 3
+
+
+async def test_a_job_that_finished_before_the_firing_and_was_settled_after_it_counts(round_: Round, settings: Settings):
+    """It held its user's dedup key until then, so the firing had no job for that user."""
+    fired_ms = 1_900_000_000_000
+    mongo = Mongo(settings.mongodb_url, settings.mongodb_database)
+    common = {"queue": "default", "state": "completed", "handler": "refresh", "finished_at": from_ms(fired_ms - 5)}
+    settled_ms = {"before": fired_ms - 1, "after": fired_ms + 3}
+    await mongo.collection("job_status").insert_many(
+        [{"_id": name, "version": version_of(f"{ms}-7"), **common} for name, ms in settled_ms.items()]
+    )
+    found = await Statuses(mongo).find(round_._query(fired_ms))
+    assert [document["_id"] for document in found] == ["after"]
+    await mongo.close()
 
 
 async def test_jobs_that_are_nowhere_are_lost(
