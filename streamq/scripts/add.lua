@@ -286,7 +286,7 @@ for i = 1, count do
       place = digit .. call('XADD', KEYS[digit], '*', 'j', id, 'd', envelope)
     end
     if scope == 't' or scope == 'p' then
-      call('SET', KEYS[FIXED + lock], id, 'PX', scope == 't' and how.value or how.value - now % how.value)
+      call('SET', KEYS[FIXED + lock], id, 'PXAT', now + (scope == 't' and how.value or how.value - now % how.value))
     elseif scope then
       locks[#locks + 1], locks[#locks + 2] = KEYS[FIXED + lock], id
     end
