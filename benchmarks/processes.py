@@ -72,6 +72,10 @@ class CpuClock:
         return total / 1e9
 
 
+AS_IN_PRODUCTION = {"PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""}
+"""Not what the benchmark itself may run with: asyncio's debug mode alone takes more than twice the instructions of a job."""
+
+
 class Child:
     """A program of ours in a process group of its own; the whole group is gone when its context ends."""
 
@@ -84,7 +88,7 @@ class Child:
             subprocess.Popen(
                 [*program, *arguments],
                 cwd=TREE,
-                env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
+                env={**os.environ, **AS_IN_PRODUCTION, "PYTHONPATH": _python_path(), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import cluster, core, recovery, scale, status, worker
 from benchmarks.drains import tallied
 from benchmarks.harness import Part, Report, Scale, at_least, at_most, interval, percentile, ratios, run
-from benchmarks.processes import Child
+from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +186,13 @@ def test_what_handlers_count_is_read_from_outside_and_outlives_them():
         assert tallies.total() == 250
         assert sorted(tallies.marks_ns(child.pid)) == [100, 200]
         assert tallies.values() == [-7]
+
+
+def test_what_is_measured_runs_as_in_production_whatever_the_benchmark_runs_with(monkeypatch):
+    """A job of a worker in Python's development mode takes more than twice the instructions."""
+    monkeypatch.setenv("PYTHONDEVMODE", "1")
+    told = run_to_json("-c", "import sys; print(int(sys.flags.dev_mode))")
+    assert told == 0
 
 
 def test_a_program_that_broke_is_told_with_its_last_words():
