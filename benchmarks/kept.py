@@ -66,9 +66,10 @@ def merged(kept: Document, new: Document) -> Document:
     rows = {row["name"]: row for row in [*kept["results"], *new["results"]]}
     gone = {name for scenario in new["scenarios"] for name in kept["scenarios"].get(scenario, {}).get("figures", ())}
     failed = {name: told for name, told in kept["failures"].items() if name not in gone | set(new["scenarios"])}
+    past = {note for scenario in new["scenarios"] for note in kept["scenarios"].get(scenario, {}).get("notes", ())}
     return {
         **new,
-        "notes": list(dict.fromkeys([*kept["notes"], *new["notes"]])),
+        "notes": list(dict.fromkeys([note for note in kept["notes"] if note not in past] + new["notes"])),
         "results": [rows[name] for scenario in scenarios.values() for name in scenario["figures"]],
         "failures": {**failed, **new["failures"]},
         "promises": {**kept["promises"], **new["promises"]},

@@ -347,12 +347,13 @@ def _named(scenario: str, step: Callable[[Report], None]) -> Callable[[Report], 
     """Note which figures a scenario gave, and when."""
 
     def measure(report: Report) -> None:
-        before = len(report.results)
+        before, noted = len(report.results), len(report.notes)
         told = report.extra.setdefault("scenarios", {})[scenario] = {
             "figures": [scenario]
         }  # as it is called if it fails
         step(report)
         told["figures"] = [result.name for result in report.results[before:]]
+        told["notes"] = report.notes[noted:]
         told["measured_at"] = datetime.now(UTC).isoformat(timespec="seconds")
 
     return measure

@@ -26,7 +26,10 @@ def document(at, scenarios, *, failures=None, **versions):
         "results": [{"name": name, "value": value} for found in rows.values() for name, value in found.items()],
         "failures": failures or {},
         "promises": {system: {} for found in scenarios.values() for system in found},
-        "scenarios": {name: {"measured_at": at, "figures": list(found) or [name]} for name, found in rows.items()},
+        "scenarios": {
+            name: {"measured_at": at, "figures": list(found) or [name], "notes": [f"at {at}"]}
+            for name, found in rows.items()
+        },
     }
 
 
@@ -43,7 +46,7 @@ def test_what_is_measured_again_takes_the_place_of_what_was(path):
     whole = keep(path, document(2, {"drain": {"raw": 12}}))
     assert {row["name"]: row["value"] for row in whole["results"]} == {"drain.raw": 12, "io.raw": 5}
     assert {name: told["measured_at"] for name, told in whole["scenarios"].items()} == {"drain": 2, "io": 1}
-    assert whole["notes"] == ["always", "at 1", "at 2"]
+    assert whole["notes"] == ["always", "at 2"]
     assert json.loads(path.read_text()) == whole
 
 
