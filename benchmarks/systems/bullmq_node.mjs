@@ -77,7 +77,7 @@ async function timed(step, seconds) {
   return { per_second: n / ((performance.now() - begun) / 1000), cpu_us: (spent.user + spent.system) / n, count: n };
 }
 
-async function fill(queue, { count: total, job = "noop", size = 120, words = "" }) {
+async function fill(queue, { count: total, job = "noop", size = 120, words = job === "cpu" ? "1.0" : "" }) {
   const begun = performance.now();
   for (let start = 0; start < total; start += 1000) {
     const some = Array.from({ length: Math.min(1000, total - start) }, (_, i) => ({ name: job,
