@@ -9,7 +9,10 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["ServerClock", "from_ms", "now_ms", "to_ms", "utc_now"]
+__all__ = ["ServerClock", "due_ms", "from_ms", "now_ms", "to_ms", "utc_now"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 
 
 def utc_now() -> datetime:
@@ -25,16 +28,36 @@ def now_ms() -> int:
 def to_ms(moment: datetime | timedelta) -> int:
     """Turn an aware datetime (since 1970) or a duration into whole milliseconds.
 
+    A duration is rounded up, so that nothing that waits for it is early; a moment down, so that it is no later than it was.
+
     Raises:
         ValueError: The datetime has no zone, so it names no one moment.
     """
     if isinstance(moment, timedelta):
-        return int(moment / timedelta(milliseconds=1))
+        return _rounded_up(moment)
+    return (_aware(moment) - _EPOCH) // _MS
+
+
+def due_ms(moment: datetime) -> int:
+    """Turn an aware datetime into the first whole millisecond (since 1970) that is not before it.
+
+    Raises:
+        ValueError: It has no zone, so it names no one moment.
+    """
+    return _rounded_up(_aware(moment) - _EPOCH)
+
+
+def _rounded_up(duration: timedelta) -> int:
+    whole, rest = divmod(duration, _MS)
+    return whole + bool(rest)
+
+
+def _aware(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(
             f"{moment.isoformat()} has no time zone: pass an aware datetime, for example datetime.now(UTC)"
         )
-    return int(moment.timestamp() * 1000)
+    return moment
 
 
 def from_ms(ms: int) -> datetime:

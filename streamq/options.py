@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from streamq.clock import now_ms, to_ms
+from streamq.clock import due_ms, now_ms, to_ms
 from streamq.codec import encode_json
 from streamq.errors import BadArguments
 from streamq.keys import LANES, lane_digit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamq.dedup import Dedup
 
 __all__ = [
@@ -106,7 +108,7 @@ def due_of(options: Options) -> tuple[int, int]:
     if options.delay is not None and options.at is not None:
         raise BadArguments("delay= and at= both say when; pass one of them")
     if options.at is not None:
-        return 0, max(1, _moment_ms(options.at, "at"))
+        return 0, max(1, _moment_ms(options.at, "at", due_ms))
     if options.delay is None:
         return 0, 0
     delay_ms = _checked_duration(options.delay, "delay")
@@ -217,10 +219,10 @@ def _add_ttl(fields: dict[str, Any], options: Options) -> None:
         fields["tl"] = delay_ms + ttl_ms
 
 
-def _moment_ms(moment: object, what: str) -> int:
+def _moment_ms(moment: object, what: str, rounded: Callable[[datetime], int] = to_ms) -> int:
     if not isinstance(moment, datetime):
         raise BadArguments(f"{what} is an aware datetime, and {moment!r} came")
     try:
-        return to_ms(moment)
+        return rounded(moment)
     except ValueError as error:
         raise BadArguments(f"{what}: {error}") from None

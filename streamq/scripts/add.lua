@@ -43,6 +43,7 @@ local call, byte = redis.call, string.byte
 local number, known = tonumber(ARGV[2]), call('HGET', KEYS[10], ARGV[1])
 local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local begin = time[2] % 1000 == 0 and now or now + 1 -- the ms from which a delay counts: counted from `now` it ends too soon
 local count, common = tonumber(ARGV[7]) or -1, ARGV[8]
 local WIDTH = common == '' and 3 or 2
 local OWNERS = FIRST + count * WIDTH -- where it is said whose the jobs are
@@ -189,7 +190,7 @@ end
 
 local function due_at(delay)
   if string.sub(delay, 1, 1) == '@' then return math.max(now, tonumber(string.sub(delay, 2))) end
-  return now + tonumber(delay)
+  return begin + tonumber(delay)
 end
 
 -- Puts a job of a fair queue to those who wait for the turn of its key; returns its place.

@@ -141,7 +141,7 @@ for at = requeued.first, requeued.last, 7 do
     if not delay then
       due = due_after(ARGV[at + 2], enqueued)
     elseif delay > 0 then
-      due = now + delay
+      due = math.ceil(now_us / 1000) + delay -- counted from `now` it would come too soon, by less than a ms
     end
     if due then
       call('HSET', PAYLOAD, id, digit .. '|' .. enqueued .. '|' .. envelope)

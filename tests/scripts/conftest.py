@@ -139,6 +139,11 @@ class Board:
             if await self.token(await self.redis.get(name)) is not None:
                 await self.redis.delete(name)
 
+    async def now_us(self) -> int:
+        """Return the server's time in microseconds since 1970."""
+        seconds, micros = await self.redis.time()
+        return seconds * 1_000_000 + micros
+
     async def now_ms(self) -> int:
         """Return the server's time."""
         seconds, micros = await self.redis.time()
