@@ -27,7 +27,7 @@ import orjson
 from streamq import tracing
 from streamq.broker.inspection import Explanation, Inspection
 from streamq.broker.orders import Orders
-from streamq.broker.partition import BATCH, Added, CallRepeated, NewJob, Partition
+from streamq.broker.partition import BATCH, BATCH_BYTES, Added, CallRepeated, NewJob, Partition
 from streamq.broker.replicas import Confirmations
 from streamq.broker.server import Broker
 from streamq.clock import to_ms
@@ -176,6 +176,7 @@ class Draft(NewJob):
 
 
 _QUEUE_OF, _IN_LEDGER, _REPLICAS_OF = attrgetter("queue"), attrgetter("ledger"), attrgetter("replicas")
+_ENVELOPE_OF = attrgetter("envelope")
 
 Item = Draft | Job
 """A job to send; or one that was refused before, which keeps its place among the results."""
@@ -379,6 +380,9 @@ class Producer:
 
     async def fill(self, items: Sequence[Draft]) -> Sequence[str | QueueFull]:
         """Add up to a batch of jobs, as many as the queue has room for; for the others the result is the refusal."""
+        if len(items) > 1 and sum(map(len, map(_ENVELOPE_OF, items))) > BATCH_BYTES:
+            half = len(items) // 2
+            return [*await self.fill(items[:half]), *await self.fill(items[half:])]
         try:
             return (await self.many(items)).results
         except QueueFull as full:

@@ -13,7 +13,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
-from streamq.broker.partition import BATCH, Arg, CycleReply, Partition, Report, Unregistered
+from streamq.broker.partition import BATCH, BATCH_BYTES, Arg, CycleReply, Partition, Report, Unregistered
 from streamq.broker.wire import Fault, ServerRefused
 from streamq.clock import ServerClock
 from streamq.codec import GATED
@@ -103,6 +103,8 @@ class Pump:
         self._sweep_cursors = [b"0-0"] * 6
         self._hungry = True
         """Whether a read may find something: not after one that found nothing."""
+        self._most = BATCH
+        """How many jobs a call may bring: fewer when they are large."""
         self._paused = False
         self._in_doubt = False
         """Whether the last report's reply was lost."""
@@ -281,7 +283,7 @@ class Pump:
         is_beat = self._loop.time() >= self._next_beat_at
         items, report = self._report()
         self._saying = len(items)
-        want = 0 if self._paused and not self._hungry else min(BATCH, self._slots.share(self))
+        want = 0 if self._paused and not self._hungry else min(self._most, self._slots.share(self))
         self.reserved += want
         sent_at = self._loop.time()
         self._unheard_since = self._unheard_since or sent_at
@@ -361,7 +363,14 @@ class Pump:
             self._control_cursor = reply.control[-1][0]
             for _, message in reply.control:
                 self._slots.control(message)
+        if reply.deliveries:
+            self._note_size(reply.deliveries)
         self._receive(reply.deliveries)
+
+    def _note_size(self, deliveries: list[Delivery]) -> None:
+        """Judge how many of such jobs a call may bring by two of them: jobs that are read together are often alike."""
+        size = max(len(deliveries[0].raw), len(deliveries[-1].raw))
+        self._most = max(1, min(BATCH, BATCH_BYTES // max(size, 1)))
 
     def _note_stopped(self, stopped: list[bytes]) -> None:
         """Heed what operators have stopped; what was read ahead of a queue that is paused now goes back."""

@@ -320,4 +320,20 @@ DEFECTS = (
         'if b"null" in encoded and', 'if b"nil" in encoded and',
         "properties/test_codec.py",
     ),
+    # Delays and sizes.
+    Defect(
+        "a delay ends a part of a millisecond too soon", "scripts/add.lua",
+        "time[2] % 1000 == 0 and now or now + 1", "now",
+        "scripts/test_add.py",
+    ),
+    Defect(
+        "a retry comes a part of a millisecond too soon", "scripts/cycle.lua",
+        "due = math.ceil(now_us / 1000) + delay", "due = now + delay",
+        "scripts/test_cycle.py",
+    ),
+    Defect(
+        "a call brings as many jobs however large they are", "worker/pump.py",
+        "min(self._most, self._slots.share(self))", "min(BATCH, self._slots.share(self))",
+        "worker/test_reading.py",
+    ),
 )  # fmt: skip

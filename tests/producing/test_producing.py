@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamq import Dedup, StreamQ
-from streamq.broker.partition import Partition
+from streamq.broker.partition import BATCH_BYTES, Partition
 from streamq.codec import decode_envelope
 from streamq.errors import (
     BadArguments,
@@ -458,9 +458,32 @@ async def test_a_job_is_due_at_the_time_that_was_given(app, redis):
     at = datetime(2100, 1, 1, tzinfo=UTC)
     job = await refresh.enqueue("u1", at=at)
     assert float(await redis("ZSCORE", Keys("default").delayed, job.id)) == 4_102_444_800_000
+    between = await refresh.enqueue("u3", at=at + timedelta(microseconds=1))
+    assert float(await redis("ZSCORE", Keys("default").delayed, between.id)) == 4_102_444_800_001, "never early"
     past = await refresh.enqueue("u2", at=datetime(1999, 1, 1, tzinfo=UTC))
     seconds, _ = await redis("TIME")
     assert float(await redis("ZSCORE", Keys("default").delayed, past.id)) <= (int(seconds) + 1) * 1000
+
+
+async def test_large_jobs_are_sent_about_a_megabyte_at_a_time(app, monkeypatch):
+    """Redis serves nobody else while a script handles them."""
+    add, sizes = Partition.add, []
+
+    async def noting(self, producer, number, jobs, **options):
+        sizes.append(sum(len(job.envelope) for job in jobs))
+        return await add(self, producer, number, jobs, **options)
+
+    monkeypatch.setattr(Partition, "add", noting)
+
+    @app.handler
+    async def refresh(text: str) -> None: ...
+
+    assert {job.status for job in await refresh.enqueue_many(["x" * 200_000] * 40)} == {"new"}
+    assert max(sizes) <= BATCH_BYTES
+    assert sum(sizes) > 8_000_000
+    sizes.clear()
+    assert {job.status for job in await refresh.enqueue_many(["x"] * 256)} == {"new"}
+    assert len(sizes) == 2
 
 
 async def test_a_payload_that_is_too_large_is_refused_before_redis_is_touched():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from streamq.broker.partition import BATCH_BYTES, Partition
 from streamq.worker import Worker
 
 KEPT = timedelta(seconds=60)
@@ -17,6 +18,32 @@ def told_that_jobs_are_short(worker: Worker) -> None:
     slots = worker.slots
     assert slots is not None
     slots._mean_s, slots._rate, slots._finished_at = 0.001, 1000.0, asyncio.get_running_loop().time() + 60
+
+
+async def test_large_jobs_are_read_about_a_megabyte_at_a_time(app, work, eventually, monkeypatch):
+    """And small ones behind them by the call again."""
+    wants, cycle, ran = [], Partition.cycle, []
+
+    async def noting(self, *args, want, **options):
+        wants.append(want)
+        return await cycle(self, *args, want=want, **options)
+
+    monkeypatch.setattr(Partition, "cycle", noting)
+
+    @app.handler
+    async def refresh(text: str) -> None:
+        ran.append(len(text))
+
+    await refresh.enqueue_many(["x" * 200_000] * 60)
+    await work(settings=msgspec.structs.replace(app.settings, worker_concurrency=50))
+    await eventually(lambda: len(ran) == 60, "all have run")
+    first, *others = [want for want in wants if want]
+    assert first == 50, "nobody knows yet"
+    assert max(others) <= BATCH_BYTES // 200_000
+    wants.clear()
+    await refresh.enqueue_many(["x"] * 600)
+    await eventually(lambda: len(ran) == 660, "the small ones have run")
+    assert max(wants) >= 50
 
 
 async def test_jobs_of_unknown_length_are_read_into_free_slots_only(app, work, eventually, view):
