@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import getpass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from streamq.broker.inspection import Inspection
 from streamq.broker.letters import Letters
-from streamq.broker.orders import Orders
+from streamq.broker.orders import Orders, came_of_all
 from streamq.clock import to_ms
-from streamq.errors import JobNotFound
+from streamq.errors import JobNotFound, StreamQError
 from streamq.keys import Keys, partition_names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from datetime import timedelta
 
     from streamq.broker.inspection import Counts
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from streamq.broker.server import Broker
 
 __all__ = ["Operator", "user_name"]
+
+T = TypeVar("T")
 
 
 def user_name() -> str:
@@ -57,27 +60,35 @@ class Operator:
 
         Raises:
             JobNotFound: No queue has a living job of that id; it may have ended.
+            StreamQError: Those that could be asked do not have it, and one could not.
         """
+        unheard: StreamQError | None = None
         for queue in self._queues:
-            async with self._orders(queue) as orders:
-                with contextlib.suppress(JobNotFound):
+            try:
+                async with self._orders(queue) as orders:
                     return await orders.cancel(job_id, reason=reason)
-        raise JobNotFound(f"no job {job_id!r} waits or runs in {', '.join(self._queues)}")
+            except JobNotFound:
+                continue
+            except StreamQError as error:
+                unheard = error
+        raise unheard or JobNotFound(f"no job {job_id!r} waits or runs in {', '.join(self._queues)}")
 
     async def pause(self, queue: str, *, reason: str = "", lasting: timedelta | None = None) -> None:
-        """Give out no jobs of a queue, until it is resumed or the time is over. What runs is finished."""
-        for name in self._names(queue):
-            async with self._orders(name) as orders:
-                until_ms = await self._until_ms(name, lasting)
-                await orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
+        """Give out no jobs of a queue, until it is resumed or the time is over. What runs is finished.
+
+        Raises:
+            PartlyDone: Some partitions of the queue have done it, and some could not be reached; so with the other orders.
+        """
+
+        async def pause(name: str, orders: Orders) -> None:
+            until_ms = await self._until_ms(name, lasting)
+            await orders.pause(reason=reason, by=user_name(), until_ms=until_ms)
+
+        await self._in_each(self._names(queue), pause)
 
     async def resume(self, queue: str) -> bool:
         """Give out the jobs of a queue again. Returns whether it was paused."""
-        was_paused = False
-        for name in self._names(queue):
-            async with self._orders(name) as orders:
-                was_paused = await orders.resume() or was_paused
-        return was_paused
+        return any(await self._in_each(self._names(queue), lambda _, orders: orders.resume()))
 
     async def block(
         self, *, handler: str | None = None, key: str | None = None, reason: str = "", lasting: timedelta | None = None
@@ -89,18 +100,16 @@ class Operator:
         Raises:
             BadInput: Neither or both were named, or a queue has too many blocks.
         """
-        for queue in self._queues:
-            async with self._orders(queue) as orders:
-                until_ms = await self._until_ms(queue, lasting)
-                await orders.block(handler=handler, key=key, reason=reason, by=user_name(), until_ms=until_ms)
+
+        async def block(name: str, orders: Orders) -> None:
+            until_ms = await self._until_ms(name, lasting)
+            await orders.block(handler=handler, key=key, reason=reason, by=user_name(), until_ms=until_ms)
+
+        await self._in_each(self._queues, block)
 
     async def unblock(self, *, handler: str | None = None, key: str | None = None) -> bool:
         """Give them out again. Returns whether any queue had them blocked."""
-        lifted = False
-        for queue in self._queues:
-            async with self._orders(queue) as orders:
-                lifted = await orders.unblock(handler=handler, key=key) or lifted
-        return lifted
+        return any(await self._in_each(self._queues, lambda _, orders: orders.unblock(handler=handler, key=key)))
 
     @contextlib.asynccontextmanager
     async def dead_letters(self, queue: str) -> AsyncGenerator[Letters]:
@@ -111,6 +120,16 @@ class Operator:
     async def counts(self) -> Mapping[str, Counts]:
         """Return what each queue holds, a divided one by its partitions, and what is paused or blocked in it."""
         return {queue: await self._counts(queue) for queue in self._queues}
+
+    async def _in_each(self, names: Sequence[str], order: Callable[[str, Orders], Awaitable[T]]) -> list[T]:
+        """Carry an order out in each partition, whatever becomes of it in the others, and return what came of each."""
+
+        async def carry_out(name: str) -> T:
+            async with self._orders(name) as orders:
+                return await order(name, orders)
+
+        became = await asyncio.gather(*map(carry_out, names), return_exceptions=True)
+        return came_of_all(dict(zip(names, became, strict=True)))
 
     async def _counts(self, queue: str) -> Counts:
         wire = self._broker.wire()

@@ -8,7 +8,15 @@ import pytest
 
 from streamq import RetryPolicy, StreamQ, current_job
 from streamq.broker.inspection import Inspection
-from streamq.errors import BadArguments, BrokerUnavailable, ConfigurationError, JobNotFound, QueueFull
+from streamq.errors import (
+    BadArguments,
+    BrokerUnavailable,
+    ConfigurationError,
+    JobNotFound,
+    PartlyDone,
+    QueueFull,
+    StreamQError,
+)
 from streamq.keys import Keys, partition_for, partition_names, queue_of
 from streamq.worker import Worker
 
@@ -166,6 +174,41 @@ async def test_a_queue_is_paused_blocked_and_let_go_whole(app, work, view):
     assert (await view[jobs[5].queue].locate(jobs[5].id)).state in ("queued", "scheduled")
     assert await app.operator.unblock(key="u5")
     assert await jobs[5].result() == "u5"
+
+
+async def test_an_order_from_code_goes_to_all_partitions_and_says_which_did_not_take_it(app):
+    """One that is away must not keep it from the others; repeated when that is back, it is done everywhere."""
+
+    @app.handler(key="user")
+    async def refresh(user: str) -> None: ...
+
+    jobs = await refresh.enqueue_many([f"u{number}" for number in range(9)])
+    elsewhere = next(job for job in jobs if job.queue == NAMES[2])
+    wire = app.client.broker.wire()
+    broken = Keys(NAMES[0])
+    await wire.call("SET", broken.pause, "of the wrong type")
+    with pytest.raises(PartlyDone, match="done in default:1, default:2, and not in default:0: .*WRONGTYPE") as told:
+        await app.operator.pause("default", reason="deploy")
+    assert (told.value.done, told.value.failed) == ([NAMES[1], NAMES[2]], [NAMES[0]])
+    assert told.value.hint == "do it once more; what is done stays done"
+    with pytest.raises(PartlyDone):
+        await app.operator.block(handler="refresh")
+    with pytest.raises(PartlyDone):
+        await app.operator.unblock(handler="refresh")
+    await wire.call("DEL", broken.pause)
+    await app.operator.pause("default", reason="deploy")
+    assert {counts.pause.reason for counts in (await app.operator.counts()).values()} == {"deploy"}
+    assert await app.operator.resume("default")
+
+    index = await wire.call("DUMP", broken.index)
+    await wire.call("SET", broken.index, "of the wrong type")
+    assert await app.operator.cancel(elsewhere.id) == "cancelled"
+    with pytest.raises(StreamQError, match="WRONGTYPE"):
+        await app.operator.cancel("nobody")
+    await wire.call("RESTORE", broken.index, 0, index, "REPLACE")
+    with pytest.raises(JobNotFound):
+        await app.operator.cancel("nobody")
+    await wire.close()
 
 
 async def test_a_dead_letter_lies_in_the_partition_of_its_key(app, work, view, eventually):
