@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 from redis.crc import key_slot
 
 from benchmarks.cluster import SLOTS, Node, ask, bus_ports, join, wait_until_whole
@@ -24,20 +25,22 @@ class Cluster:
     """Three servers, each with a third of the slots."""
 
     def __init__(self, directory: Path) -> None:
+        *self.buses, self._spare_bus = bus_ports(4)
+        self._directory = directory
+        self.servers = [self._node(f"node-{number}", bus) for number, bus in enumerate(self.buses)]
+        self.replicas: list[embedded.RedisServer] = []
+
+    def _node(self, name: str, bus: int) -> embedded.RedisServer:
         settings = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
             "cluster-require-full-coverage": "no",
+            "cluster-port": str(bus),
             "enable-debug-command": "local",
         }
-        binary = os.environ.get("STREAMQ_TEST_REDIS")
-        self.buses = bus_ports(3)
-        self.servers = [
-            embedded.RedisServer(
-                directory / f"node-{number}", binary=binary, settings={**settings, "cluster-port": str(bus)}
-            )
-            for number, bus in enumerate(self.buses)
-        ]
+        return embedded.RedisServer(
+            self._directory / name, binary=os.environ.get("STREAMQ_TEST_REDIS"), settings=settings
+        )
 
     def start(self) -> None:
         """Start the servers and make them one."""
@@ -50,8 +53,30 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop the servers."""
-        for server in self.servers:
+        for server in (*self.servers, *self.replicas):
             server.stop()
+
+    def begin_replica(self, place: int) -> embedded.RedisServer:
+        """Start a node that is to take over from a master."""
+        replica, master = self._node("replica", self._spare_bus), self.servers[place]
+        replica.password = master.password
+        replica.start()
+        self.replicas.append(replica)
+        self.ask(replica, "CONFIG", "SET", "masterauth", master.password)
+        self.ask(replica, "CLUSTER", "MEET", "127.0.0.1", master.port, self.buses[place])
+        return replica
+
+    def replicate(self, replica: embedded.RedisServer, place: int) -> bool:
+        """Have a node copy a master; it cannot before it has met it."""
+        try:
+            self.ask(replica, "CLUSTER", "REPLICATE", self.ask(self.servers[place], "CLUSTER", "MYID"))
+        except redis.ResponseError:
+            return False
+        return True
+
+    def follows(self, replica: embedded.RedisServer) -> bool:
+        """Tell whether a replica is in step with its master."""
+        return bool(self.ask(replica, "INFO", "replication").get("master_link_status") == "up")
 
     @property
     def url(self) -> str:
@@ -128,3 +153,14 @@ async def app(cluster: Cluster):
     )  # fmt: skip
     yield made
     await made.close()
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster of the test's own, which may end otherwise than it began."""
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

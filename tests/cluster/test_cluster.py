@@ -9,14 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pymongo import AsyncMongoClient
 
 from streamq import RetryPolicy, StreamQ, current_job
 from streamq.broker.nodes import Nodes
 from streamq.broker.outbox import Feed
 from streamq.broker.server import Broker
 from streamq.errors import BrokerUnavailable, ConfigurationError
-from streamq.keys import Keys, partition_names
+from streamq.keys import Keys, partition_for, partition_names
 from streamq.leases import guardian
+from streamq.recorder import run as record
 from streamq.schedules.firing import fire_now
 from streamq.worker import Worker, service
 from tests.cluster.conftest import PARTITIONS
@@ -118,6 +120,12 @@ async def test_a_slot_is_moved_while_jobs_run_and_none_is_lost_or_runs_twice(app
     assert [await job.result() for job in last] == [f"w{number}" for number in range(20)]
 
 
+def on(cluster, **settings):
+    """Make an application on a cluster."""
+    told = {"worker_concurrency": 8, "dead_after_ms": 2_000, "beat_ms": 100, "grace_ms": 2_000}
+    return StreamQ(redis_url=cluster.url, partitions=(str(PARTITIONS),), **{**told, **settings})
+
+
 async def _is_empty(app):
     try:
         return not any(each.jobs for each in (await app.operator.counts()).values())
@@ -145,6 +153,68 @@ async def test_a_master_is_killed_and_comes_back_and_none_of_its_jobs_is_lost_or
     assert set(runs.values()) == {1}
     last = [await refresh.options(keep_result=KEPT).enqueue(f"w{number}") for number in range(20)]
     assert [await job.result() for job in last] == [f"w{number}" for number in range(20)]
+
+
+async def test_a_replica_takes_over_from_a_master_that_is_gone_for_good_with_all_that_it_had_confirmed(
+    own_cluster, work, eventually
+):
+    """Nobody is told where it is: the other masters say it."""
+    app, runs = on(own_cluster, history=False), Counter()
+    refresh = counting(app, runs, seconds=0.005)
+    replica = await asyncio.to_thread(own_cluster.begin_replica, 1)
+    await eventually(lambda: own_cluster.replicate(replica, 1), "the replica has met its master")
+    await eventually(lambda: own_cluster.follows(replica), "the replica is in step")
+    users = [f"u{number}" for number in range(400)]
+    jobs = await refresh.enqueue_many(users)
+    there = {user for user, job in zip(users, jobs, strict=True) if own_cluster.owner(job.queue) == 1}
+    last = next(user for user in reversed(users) if user in there)
+    await refresh.options(replicas=1).enqueue(last)  # what came before it on that connection is confirmed with it
+    await work(app=app)
+    await eventually(lambda: len(there & set(runs)) > 5, "jobs of that master run")
+    await asyncio.to_thread(own_cluster.servers[1].kill9)
+    await eventually(lambda: set(runs) == set(users), "those that it had go on")
+    await eventually(lambda: _is_empty(app), "all jobs are settled")
+    twice = {user for user, times in runs.items() if times > 1} - {last}
+    assert len(twice) <= app.settings.worker_concurrency, "more than what was in flight"
+    late = [await refresh.options(keep_result=KEPT).enqueue(user) for user in sorted(there)[:10]]
+    assert [await job.result() for job in late] == sorted(there)[:10]
+    await app.close()
+
+
+async def test_the_history_has_every_job_on_whichever_master_and_while_one_is_away_those_of_the_others(
+    cluster, work, mongodb_url, mongo_database, eventually
+):
+    """A recorder of several masters does not wait for one."""
+    app, runs, stop = on(cluster, mongodb_url=mongodb_url, mongodb_database=mongo_database), Counter(), asyncio.Event()
+    refresh = counting(app, runs)
+    recording = asyncio.create_task(record(app.settings, stop))
+    mongo = AsyncMongoClient(mongodb_url)
+
+    async def completed() -> dict[str, str]:
+        found = mongo[mongo_database].job_status.find({"state": "completed"}, {"user": 1, "queue": 1})
+        return {each["user"]: each["queue"] async for each in found}
+
+    await work(app=app)
+    users = [f"u{number}" for number in range(120)]
+    placed = {user: job.queue for user, job in zip(users, await refresh.enqueue_many(users), strict=True)}
+
+    async def told() -> bool:
+        return await completed() == placed
+
+    await eventually(told, "the history tells of all")
+    victim = cluster.servers[1]
+    await asyncio.to_thread(victim.kill9)
+    away = [name for name in NAMES if cluster.owner(name) == 1]
+    others = [f"v{number}" for number in range(120) if partition_for("default", f"v{number}", PARTITIONS) not in away]
+    placed |= {user: job.queue for user, job in zip(others, await refresh.enqueue_many(others), strict=True)}
+    await eventually(told, "the history tells of the others meanwhile")
+    await asyncio.to_thread(victim.start)
+    placed |= {user: job.queue for user, job in zip(away, await refresh.enqueue_many(away), strict=True)}
+    await eventually(told, "and of all when it is back")
+    stop.set()
+    await recording
+    await mongo.close()
+    await app.close()
 
 
 async def test_what_is_enqueued_while_a_master_is_away_is_there_when_it_is_back(app, cluster):
