@@ -12,11 +12,8 @@ import asyncio
 import json
 import random
 import sys
-import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from benchmarks import app, peers
 from benchmarks.drains import Drained, drain, tallied
@@ -24,8 +21,20 @@ from benchmarks.harness import Part, Report, Scale, at_least, at_most, median, p
 from benchmarks.plots import folder_of_plots, plot_fairness
 from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import RedisServer
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import SYSTEMS
 from benchmarks.systems.environments import make
+from benchmarks.visits import (
+    SLOTS,
+    SLOW_IN_TEN,
+    TIMES_SLOWER,
+    Hour,
+    JournalReader,
+    Visit,
+    hours_of,
+    listed,
+    load_of,
+    watched,
+)
 from benchmarks.waits import wait_for_readers, wait_until
 from streamq.broker.fanout import FanOuts
 from streamq.broker.server import Broker
@@ -33,16 +42,13 @@ from streamq.lanes import cost_field
 from streamq.seeding import seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from benchmarks.tally import Tallies
 
 __all__ = ["main"]
 
-SLOTS, PARETO_SLOTS = 6, 64
-SLOW_IN_TEN = 2
-TIMES_SLOWER = 100
+PARETO_SLOTS = 64
 BEAT_MS = 100
 PEERS = {"arq": 200, "dramatiq": 1_000, "saq": 1_000, "taskiq": 1_000}
 """Systems to how many users they get; arq starts as many jobs as it has slots each half second."""
@@ -58,34 +64,6 @@ NOTES = [
     f"arq looks for jobs each half second and starts at most {SLOTS} then, so it gets {PEERS['arq']} users",
     "the learned hour is the second one with the same users; a first hour starts with an empty server",
 ]
-
-
-class Visit(NamedTuple):
-    """One job: a user's data is refreshed."""
-
-    user: str
-    ms: float
-    """How long it takes."""
-    hint: float | None = None
-    """What the producer believes."""
-
-
-@dataclass(frozen=True)
-class Hour:
-    """What one run of a load came to."""
-
-    waits_s: dict[str, float]
-    """User to the time from the first enqueue to the start."""
-    took_s: float
-    """To the end of the last job that was awaited."""
-
-    def p99(self, users: Sequence[str]) -> float:
-        """Return the 99th percentile of the waits of some users."""
-        return percentile([self.waits_s[user] for user in users], 99)
-
-    def sides(self, fast: Sequence[str], slow: Sequence[str]) -> tuple[list[float], list[float]]:
-        """Return the waits of some users and of others."""
-        return [self.waits_s[user] for user in fast], [self.waits_s[user] for user in slow]
 
 
 Waits = dict[str, tuple[list[float], list[float]]]
@@ -160,7 +138,7 @@ def _hour(server: RedisServer, visits: Sequence[Visit], slots: int, **settings: 
     """Put the visits into a queue whose worker waits, and see when each starts and when all have ended."""
     with tallied() as tallies, _worker(slots, settings)(server, tallies) as child:
         wait_for_readers(server, child)
-        hour = _watched(tallies.folder, visits, _enqueue(server, visits), child, {each.user for each in visits})
+        hour = watched(tallies.folder, visits, _enqueue(server, visits), child, {each.user for each in visits})
         child.stop(wait_s=60)
     return hour
 
@@ -171,7 +149,7 @@ def _worker(slots: int, settings: dict[str, str]) -> Callable[[RedisServer, Tall
 
 def _enqueue(server: RedisServer, visits: Sequence[Visit]) -> int:
     """Enqueue visits with streamq. Returns the monotonic time just before the first, in ns."""
-    with _listed(visits) as file:
+    with listed(visits) as file:
         told = run_to_json(
             "-m", "benchmarks.producers", "visits", server.url, json.dumps({"file": file}),
             environment=app.environment(server.url),
@@ -179,65 +157,7 @@ def _enqueue(server: RedisServer, visits: Sequence[Visit]) -> int:
     return int(told["began_ns"])
 
 
-@contextmanager
-def _listed(rows: Sequence[object]) -> Iterator[str]:
-    """Write down what is to be enqueued."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(rows, file)
-        file.flush()
-        yield file.name
-
-
-def _watched(folder: Path, visits: Sequence[Visit], began_ns: int, child: Child, awaited: set[str]) -> Hour:
-    """Read what the handlers write down until the visits of some users have ended."""
-    starts: dict[str, int] = {}
-    ends: dict[str, int] = {}
-    read = _Reader(folder / "journal", starts, ends)
-
-    def is_over() -> bool:
-        read()
-        return awaited <= ends.keys()
-
-    wait_until(is_over, f"{len(visits)} visits have ended", child, limit_s=240)
-    waits = {user: (at_ns - began_ns) / 1e9 for user, at_ns in starts.items()}
-    return Hour(waits, (max(ends.values()) - began_ns) / 1e9)
-
-
-class _Reader:
-    """Reads what the handlers have written since the last look."""
-
-    def __init__(self, file: Path, starts: dict[str, int], ends: dict[str, int]) -> None:
-        self._file = file
-        self._kinds = {"start": starts, "end": ends}
-        self._read = 0
-
-    def __call__(self) -> None:
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as opened:
-            opened.seek(self._read)
-            new = opened.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.decode().splitlines():
-            what, user, _pid, at_ns, _attempt = line.split(" ")
-            self._kinds[what].setdefault(user, int(at_ns))
-
-
 # 1,000 users, 20 % of them a hundred times slower.
-
-
-def _load(users: int, fast_ms: float, seed_of_dice: int) -> tuple[list[Visit], list[str], list[str]]:
-    """Return the visits in random order, who is fast, and who is slow. Hints are off by up to a half."""
-    dice = random.Random(seed_of_dice)
-    visits = []
-    for number in range(users):
-        ms = fast_ms * (TIMES_SLOWER if number % 10 < SLOW_IN_TEN else 1)
-        visits.append(Visit(f"u{number}", ms, round(1000 * ms * dice.uniform(0.5, 1.5), 1)))
-    dice.shuffle(visits)
-    slow = [each.user for each in visits if each.ms > fast_ms]
-    fast = [each.user for each in visits if each.ms == fast_ms]
-    return visits, fast, slow
 
 
 def _without_hints(visits: Sequence[Visit]) -> list[Visit]:
@@ -249,7 +169,7 @@ def _users(report: Report, *, waits: Waits, rounds: int, users: int, fast_ms: fl
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
         for number in report.rounds(rounds):
-            hinted, fast, slow = _load(users, fast_ms, number)
+            hinted, fast, slow = load_of(users, fast_ms, number)
             visits = _without_hints(hinted)
             server.flush()
             found["fifo"].append(_hour(server, visits, SLOTS, lanes="false"))
@@ -319,7 +239,7 @@ def _until_fast_ones_ended(server: RedisServer, visits: Sequence[Visit], fast: l
     """Leave out the tail: the slowest user alone takes longer than all others together."""
     with tallied() as tallies, _worker(PARETO_SLOTS, {"lanes": lanes})(server, tallies) as child:
         wait_for_readers(server, child)
-        return _watched(tallies.folder, visits, _enqueue(server, visits), child, set(fast))
+        return watched(tallies.folder, visits, _enqueue(server, visits), child, set(fast))
 
 
 def _heavy_tail(users: int, least_ms: float) -> list[float]:
@@ -393,7 +313,7 @@ def _completed_p99(
             )
             began_ns = _take_turns(server, jobs)
             starts, ends = dict[str, int](), dict[str, int]()
-            read = _Reader(tallies.folder / "journal", starts, ends)
+            read = JournalReader(tallies.folder / "journal", starts, ends)
 
             def is_over() -> bool:
                 read()
@@ -404,7 +324,7 @@ def _completed_p99(
 
 
 def _take_turns(server: RedisServer, jobs: list[tuple[str, float, str]]) -> int:
-    with _listed(jobs) as file:
+    with listed(jobs) as file:
         told = run_to_json(
             "-m", "benchmarks.producers", "turns", server.url, json.dumps({"file": file}),
             environment=app.environment(server.url),
@@ -470,12 +390,12 @@ def _peer(report: Report, *, waits: Waits, system: str, users: int, fast_ms: flo
     """Measure another queue beside streamq's FIFO; there is no bar for it."""
     other = SYSTEMS[system]
     make(other)
-    visits, fast, slow = _load(users, fast_ms, 0)
+    visits, fast, slow = load_of(users, fast_ms, 0)
     with RedisServer() as server:
         report.server, report.notes = server.version, NOTES
         fifo = _hour(server, _without_hints(visits), SLOTS, lanes="false")
         server.flush()
-        theirs = _hour_of(other, server, visits)
+        theirs = hours_of(partial(peers.worker, other), partial(peers.produce, other), server, visits)
     waits[system] = theirs.sides(fast, slow)
     report.add(
         f"{system}_fast_p99_vs_fifo", [theirs.p99(fast) / fifo.p99(fast)], "x FIFO", None,
@@ -485,21 +405,6 @@ def _peer(report: Report, *, waits: Waits, system: str, users: int, fast_ms: flo
             "fifo_slow_p99_wait_s": fifo.p99(slow), "s": theirs.took_s, "fifo_s": fifo.took_s,
         },
     )  # fmt: skip
-
-
-def _hour_of(system: System, server: RedisServer, visits: Sequence[Visit]) -> Hour:
-    """Do the same with another queue. Not every worker blocks in Redis; it proves itself by a first visit."""
-    with tallied() as tallies, peers.worker(system, SLOTS, "default", server, tallies) as child:
-        _hand_over(system, server, [Visit("warm-up", 0.0)])
-        journal = tallies.folder / "journal"
-        wait_until(lambda: journal.exists() and b"end warm-up" in journal.read_bytes(), "the worker works", child)
-        began_ns = _hand_over(system, server, visits)
-        return _watched(tallies.folder, visits, began_ns, child, {each.user for each in visits})
-
-
-def _hand_over(system: System, server: RedisServer, visits: Sequence[Visit]) -> int:
-    with _listed([f"{each.ms:g} {each.user}" for each in visits]) as file:
-        return int(peers.produce(system, server, "listed", file=file, job="long")["began_ns"])
 
 
 if __name__ == "__main__":

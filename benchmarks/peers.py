@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import redis
 from rich.console import Console
 
 from benchmarks import crash
@@ -26,6 +27,7 @@ from benchmarks.processes import Child, run_to_json
 from benchmarks.servers import APPEND_ONLY, RedisServer
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.systems.environments import NotToBeHad, command_of, make
+from benchmarks.visits import SLOTS, hours_of, load_of
 from benchmarks.waits import wait_for_values
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ NOTES = [
     "one Redis of the benchmark's own, persistence off except where a scenario says so, TCP loopback, uvloop where it is asyncio",
     "a job carries a text of 120 bytes; a drain is measured from 10 % to 97 % of its jobs, after the workers have started",
     "systems differ in what they promise: see `promises`; raw promises nothing",
-    "fairness is in `python -m benchmarks.fairness`, which runs its load through other systems in the same run",
+    "fairness is measured in more detail by `python -m benchmarks.fairness`",
 ]
 
 PromisedBar = tuple[str, str, float]
@@ -102,7 +104,7 @@ class Race:
             for system in order:
                 try:
                     found[system.name].append(measure(system))
-                except (RuntimeError, TimeoutError, OSError) as error:
+                except (RuntimeError, TimeoutError, OSError, redis.RedisError) as error:
                     self.report.notes.append(f"{system.name} failed: {str(error).strip().splitlines()[-1][:200]}")
                     del found[system.name]
         return found
@@ -170,7 +172,9 @@ def _add_bars(report: Report, found: Rates) -> None:
     if not ours:
         return
     rivals = [(name, [rival], limit) for name, rival, limit in BARS]
-    pythons = [system.name for system in SYSTEMS.values() if system.is_python and not _is_ours(system)]
+    pythons = [
+        system.name for system in SYSTEMS.values() if system.is_python and not (system.is_limit or system.is_ours)
+    ]
     rivals.append(("drain_vs_best_python", pythons, BEST_PYTHON_BAR))
     for name, names, limit in rivals:
         measured = {rival: found[rival] for rival in names if len(found.get(rival, [])) == len(ours)}
@@ -178,10 +182,6 @@ def _add_bars(report: Report, found: Rates) -> None:
             best = max(measured, key=lambda rival: median(measured[rival]))
             bar: Bar = at_least(limit)
             report.add(name, ratios(ours, measured[best]), f"x {best}", bar, "no-op drain, one process, same rounds")
-
-
-def _is_ours(system: System) -> bool:
-    return system.name == "raw" or system.name.startswith("streamq")
 
 
 def _io(race: Race, *, count: int) -> None:
@@ -231,7 +231,7 @@ def _latency(race: Race, *, count: int) -> None:
 
 def _delayed(race: Race, *, count: int) -> None:
     seen: dict[str, dict[str, Any]] = {}
-    race.systems = [system for system in race.systems if system.name not in ("raw", "taskiq")]  # they have no delays
+    race.systems = [system for system in race.systems if not system.is_limit and system.name != "taskiq"]  # no delays
     with RedisServer() as server:
 
         def measure(system: System) -> float:
@@ -285,9 +285,27 @@ def _backlog(race: Race, *, count: int) -> None:
     race.tell(f"backlog_{count}", found, "jobs/s", f"{count:,} jobs wait when the worker starts")
 
 
+def _fairness(race: Race, *, users: int) -> None:
+    """Let fast users and slow ones come twice, as each hour, and see how long the fast ones wait the second time."""
+    seen: dict[str, dict[str, Any]] = {}
+    race.systems = [system for system in race.systems if not system.is_ours or system.name == "streamq"]  # all the same
+    visits, fast, slow = load_of(users, 3.0, 0)
+    with RedisServer() as server:
+
+        def measure(system: System) -> float:
+            server.flush()
+            hour = hours_of(partial(worker, system), partial(produce, system), server, visits, hours=2)
+            seen[system.name] = {"slow_p99_s": hour.p99(slow), "took_s": hour.took_s}
+            return hour.p99(fast)
+
+        found = race.run(measure)
+    size = f"{users} users of 3 and 300 ms, {SLOTS} slots, the second hour; one slot where a worker has only one"
+    race.tell("fast_users_wait_s", found, "s p99", size, detail=seen)
+
+
 def _crash(report: Report, systems: Sequence[System], *, setting: str, limit_s: float) -> None:
     """Kill a worker of every system at once: they only wait, so they do not disturb each other."""
-    chosen = [system for system in systems if system.name != "raw" and (setting == "default" or system.settings)]
+    chosen = [system for system in systems if not system.is_limit and (setting == "default" or system.settings)]
     with ThreadPoolExecutor(len(chosen) or 1) as pool:
         measured = list(
             pool.map(
@@ -336,6 +354,7 @@ def parts(chosen: argparse.Namespace, scale: Scale) -> list[Part]:
         "memory": (race(_memory, rounds=1), 0),
         "backlog_1000000": (race(_backlog, count=1_000_000, rounds=1), 0),
         "backlog_5000000": (race(_backlog, count=5_000_000, rounds=1), 0),
+        "fairness": (race(_fairness, users=scale.pick(120, 60)), 0),
         "crash_default": (partial(_crash, systems=systems, setting="default", limit_s=chosen.crash_limit), 0),
         "crash_fast": (partial(_crash, systems=systems, setting="fast", limit_s=chosen.crash_limit), 0),
     }

@@ -22,7 +22,18 @@ from benchmarks import tally
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ARGUMENT", "GROUP", "STREAM", "ack", "enqueue_one", "enqueue_pipelines", "fill", "make_group", "read"]
+__all__ = [
+    "ARGUMENT",
+    "GROUP",
+    "STREAM",
+    "ack",
+    "enqueue_one",
+    "enqueue_pipelines",
+    "entries_of",
+    "fill",
+    "make_group",
+    "read",
+]
 
 STREAM, GROUP, CONSUMER = "raw", "g", "c"
 BATCH = 100
@@ -128,7 +139,11 @@ async def latency(client: redis.asyncio.Redis) -> None:
 
 async def read(client: redis.asyncio.Redis, count: int, *, block_ms: int | None) -> Sequence[Any]:
     """Return what is new for this consumer: pairs of entry id and fields."""
-    reply = await client.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=count, block=block_ms)
+    return entries_of(await client.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=count, block=block_ms))
+
+
+def entries_of(reply: Any) -> Sequence[Any]:
+    """Return the pairs of entry id and fields of what XREADGROUP answered."""
     if not reply:
         return []
     # A list of pairs in RESP2, a mapping with one more level in RESP3.

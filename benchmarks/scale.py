@@ -90,6 +90,17 @@ def _hours(report: Report, sizes: Sequence[int]) -> None:
     for name, errors in _errors(hours).items():
         size = ", ".join(f"{each.users:,}" for each in hours[1:]) + " users; the largest difference of the model"
         report.add(name, [max(errors)], "", at_most(0.25), size, detail={"median": median(errors)})
+    of_a_job = hours[1:]
+    _fit(report, "worker_us", [each.worker_us for each in of_a_job])
+    _fit(report, "enqueue_us", [each.producer_us for each in of_a_job])
+    _fit(report, "redis_us", [each.redis_us for each in of_a_job])
+    _fit(report, "job_bytes", [each.bytes_per_job - ARGUMENT_BYTES for each in of_a_job])
+
+
+def _fit(report: Report, name: str, values: Sequence[float]) -> None:
+    """Say what a figure of `streamq.sizing` would be by this run, and what it is."""
+    unit = "bytes" if name.endswith("bytes") else "us"
+    report.add(f"fit_{name}", values, unit, None, "for `streamq.sizing`", detail={"is": getattr(FIGURES, name)})
 
 
 def _tell(report: Report, found: Hour) -> None:
@@ -142,6 +153,9 @@ def _masters(report: Report, *, rounds: int, total: int) -> None:
                 **{key: value for name in sides for key, value in _costs(name, drains[name]).items()},
             },
         )  # fmt: skip
+    pairs = list(zip(found["masters", 1], found["one", 1], strict=True))
+    _fit(report, "divided_worker_us", [masters.worker_us - one.worker_us for masters, one in pairs])
+    _fit(report, "divided_redis_us", [masters.redis_us - one.redis_us for masters, one in pairs])
 
 
 def _noops(server: RedisServer | RedisCluster, partitions: int, workers: int, total: int) -> Drained:

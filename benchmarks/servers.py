@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["APPEND_ONLY", "IN_MEMORY", "RedisServer", "ServerFigures", "server_binary"]
 
+FLUSHED_WITHIN_S = 120
+"""A million jobs of some systems leave several millions of keys."""
 IN_MEMORY = ("--save", "", "--appendonly", "no")
 APPEND_ONLY = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
 """Each write is in the kernel's hands before its reply, so it outlives `kill -9` of the server."""
@@ -124,9 +126,11 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
-    def client(self) -> redis.Redis:
-        """Return a new client with redis-py's retries off."""
-        return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), decode_responses=False, protocol=2)
+    def client(self, timeout_s: float = 5) -> redis.Redis:
+        """Return a new client with redis-py's retries off, which waits so long for an answer."""
+        return redis.Redis.from_url(
+            self.url, retry=Retry(NoBackoff(), 0), decode_responses=False, protocol=2, socket_timeout=timeout_s
+        )
 
     @property
     def version(self) -> str:
@@ -155,7 +159,7 @@ class RedisServer:
 
     def flush(self) -> None:
         """Forget all data and all figures."""
-        with self.client() as client:
+        with self.client(timeout_s=FLUSHED_WITHIN_S) as client:
             client.flushall(asynchronous=False)
             client.config_resetstat()
 

@@ -16,21 +16,21 @@ FULL = 0.8
 
 @dataclass(frozen=True)
 class Figures:
-    """What one job costs, as `benchmarks.scale` measured it on two cores of an AMD EPYC with Redis 7.0."""
+    """What one job costs, as `benchmarks.scale` measured it on two cores of an AMD EPYC with Redis 7.0, and a little to spare."""
 
-    worker_us: float = 13.0
+    worker_us: float = 10.5
     """Processor time of a worker around a handler."""
-    enqueue_us: float = 9.0
+    enqueue_us: float = 7.5
     """Processor time of the producer, in a fan-out."""
-    redis_us: float = 18.5
+    redis_us: float = 16.5
     """Processor time of Redis from enqueue to settled, with dedup keys and outbox."""
-    divided_worker_us: float = 3.0
+    divided_worker_us: float = 2.5
     """Processor time of a worker that a job of a divided queue takes more."""
-    divided_redis_us: float = 4.0
+    divided_redis_us: float = 2.5
     """Processor time of Redis that it takes more, over all masters."""
     recorder_us: float = 55.0
     """Processor time of the recorder for the document of a job."""
-    job_bytes: float = 370.0
+    job_bytes: float = 360.0
     """Memory in Redis for a waiting job with its dedup key, without its arguments."""
     document_bytes: float = 700.0
     """A document in MongoDB, with its share of the indexes."""

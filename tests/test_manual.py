@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-OF_BENCHMARKS = {"--into", "--only", "--plot", "--quick", "--rounds", "--scenarios"}
+OF_BENCHMARKS = {"--short", "--into", "--only", "--plot", "--quick", "--rounds", "--scenarios"}
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

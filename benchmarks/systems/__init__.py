@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["SYSTEMS", "System"]
+__all__ = ["SYSTEMS", "System", "is_limit"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,27 @@ class System:
     settings: dict[str, str] = field(default_factory=dict)
     """What the setting `fast` changes, in words."""
 
+    @property
+    def is_limit(self) -> bool:
+        """Whether it is redis-py by hand: it promises nothing, and is nobody's rival."""
+        return is_limit(self.name)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is streamq in one of its settings."""
+        return self.name.startswith("streamq")
+
+
+def is_limit(name: str) -> bool:
+    """Whether a system of this name is redis-py by hand."""
+    return name.startswith("raw")
+
 
 _FASTER = ("hiredis==3.5.0", "uvloop==0.23.0")
 
 _ALL = (
     System("raw", ack="after the body, in batches", result="no", left="nothing", expected=60_000, concurrency=100),
+    System("raw-sync", ack="after the body, in batches", result="no", left="nothing", expected=60_000, concurrency=100),
     System(
         "streamq", ack="after the run", result="on request", left="nothing but capped streams", expected=50_000,
         concurrency=100, settings={"fast": "dead_after_ms 2,000, beat_ms 500"},

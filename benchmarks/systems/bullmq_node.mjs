@@ -87,6 +87,13 @@ async function fill(queue, { count: total, job = "noop", size = 120, words = job
   return { per_second: total / ((performance.now() - begun) / 1000) };
 }
 
+async function listed(queue, { file, job }) {
+  const some = JSON.parse(fs.readFileSync(file, "utf8")).map((x) => ({ name: job, data: { x } }));
+  const began_ns = Number(now());
+  for (let start = 0; start < some.length; start += 1000) await queue.addBulk(some.slice(start, start + 1000));
+  return { began_ns };
+}
+
 async function pings(queue, { count: total, per_second }) {
   const begun = now() + 50_000_000n;
   for (let n = 0; n < total; n++) {
@@ -116,7 +123,7 @@ const modes = {
     await queue.addBulk(Array.from({ length: 1000 }, (_, n) => ({ name: "noop", data: { x: argument(n, size) } })));
     return 1000;
   }, seconds)), has_bulk: true }),
-  fill, pings, delays,
+  fill, listed, pings, delays,
 };
 
 if (mode === "work") {

@@ -20,9 +20,20 @@ FAST = {"dead_after_ms": 2_000, "beat_ms": 500}
 
 def _app(url: str, concurrency: int = 3, **settings: int) -> StreamQ:
     made = StreamQ(redis_url=url, worker_concurrency=concurrency, queues=["default"], log_level="error", **settings)
-    for body in asynchronous.values():
-        made.handler(body)
+    for name, body in asynchronous.items():
+        if name != "long":
+            made.handler(body)
+
+    @made.handler(name="long", key="user")
+    async def visit(argument: str, user: str) -> None:
+        await asynchronous["long"](argument)
+
     return made
+
+
+def call_of(job: str, argument: str) -> tuple[str, ...]:
+    """Return the arguments of a handler: a long job is that of a user, whom its text has as its second word."""
+    return (argument, argument.split()[1]) if job == "long" else (argument,)
 
 
 @asynccontextmanager
@@ -35,12 +46,12 @@ async def open(url: str) -> AsyncIterator[StreamQ]:
 
 async def one(app: StreamQ, job: str, argument: str) -> None:
     """Enqueue one job."""
-    await app.enqueue(job, argument)
+    await app.enqueue(job, *call_of(job, argument))
 
 
 async def many(app: StreamQ, job: str, arguments: Sequence[str]) -> None:
     """Enqueue many jobs."""
-    await app.handler_named(job).enqueue_many(arguments)
+    await app.handler_named(job).enqueue_many([call_of(job, argument) for argument in arguments])
 
 
 async def later(app: StreamQ, job: str, argument: str, delay_s: float) -> None:

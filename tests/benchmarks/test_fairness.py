@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.fairness import PEERS, Hour, _load, _peer, _Reader, main, parts
+from benchmarks.fairness import PEERS, _peer, main, parts
 from benchmarks.harness import Report, Scale
 from benchmarks.plots import plot_fairness, started
+from benchmarks.visits import Hour, JournalReader, load_of
 
 
 def test_a_fifth_of_the_users_is_a_hundred_times_slower_and_hints_are_off_by_up_to_a_half():
     """All systems get these very jobs, in this order."""
-    visits, fast, slow = _load(100, 4.0, 1)
+    visits, fast, slow = load_of(100, 4.0, 1)
     assert (len(fast), len(slow), len({each.user for each in visits})) == (80, 20, 100)
     assert {each.ms for each in visits} == {4.0, 400.0}
     assert all(500 <= each.hint / each.ms <= 1500 for each in visits)
-    assert _load(100, 4.0, 1) == (visits, fast, slow)
-    assert _load(100, 4.0, 2)[0] != visits
+    assert load_of(100, 4.0, 1) == (visits, fast, slow)
+    assert load_of(100, 4.0, 2)[0] != visits
 
 
 def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path):
     """Handlers write while the benchmark reads."""
     starts, ends = {}, {}
     file = tmp_path / "journal"
-    read = _Reader(file, starts, ends)
+    read = JournalReader(file, starts, ends)
     read()
     file.write_text("start ada 7 100 1\nend ada 7 1")
     read()

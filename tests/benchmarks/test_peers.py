@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import crash, fairness, peers
+from benchmarks import crash, fairness, peers, plots
 from benchmarks.servers import server_binary
 from benchmarks.systems import SYSTEMS, System, environments
 from benchmarks.systems.environments import NotToBeHad, folder_of, make
 
 FOLDER = Path(peers.__file__).parent / "systems"
-OWN = ["raw", "streamq"]
+OWN = ["raw", "raw-sync", "streamq"]
 
 
 def file_of(system: System) -> Path:
@@ -87,6 +87,16 @@ def test_without_what_draws_a_run_with_plots_ends_before_it_measures(program, mo
     assert "drawing needs matplotlib: pip install matplotlib, or leave --plot out" in capsys.readouterr().err
 
 
+def test_a_system_whose_jobs_did_not_all_start_again_has_no_bar(tmp_path, monkeypatch):
+    """How long the program watched is no time of a restart."""
+    drawn = {}
+    monkeypatch.setattr(plots, "_bars", lambda rows, _, file: drawn.update({file.name: [row["name"] for row in rows]}))
+    rows = [("crash_default_restart_s.ours", 4.5, 0), ("crash_default_restart_s.theirs", 75.0, 3)]
+    results = [{"name": name, "value": value, "detail": {"lost": lost}} for name, value, lost in rows]
+    plots.plot_peers({"results": [*results, {"name": "drain_noop.ours", "value": None, "detail": {}}]}, tmp_path)
+    assert drawn == {"crash_default_restart_s.svg": ["crash_default_restart_s.ours"]}
+
+
 def test_a_server_that_is_named_and_not_there_is_an_error(monkeypatch):
     """Another would be measured instead, unseen."""
     monkeypatch.setenv("STREAMQ_BENCH_REDIS", "no-such-server")
@@ -105,20 +115,21 @@ def test_two_systems_are_measured_in_the_same_rounds(capsys):
     assert results["drain_noop.raw"]["detail"]["ratio_to_raw"] == 1
     assert results["drain_vs_raw"]["unit"] == "x raw"
     assert results["enqueue_many.streamq"]["value"] > 0
-    assert document["scenarios"]["enqueue_many"]["figures"] == ["enqueue_many.raw", "enqueue_many.streamq"]
+    assert document["scenarios"]["enqueue_many"]["figures"] == [f"enqueue_many.{name}" for name in OWN]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_further_scenario_can_be_measured(capsys):
     """One that fails in every system is a note in the document, and nobody sees it."""
-    scenarios = ["io_50ms", "cpu_1ms", "idle_latency", "delayed", "payload_4096", "aof", "memory"]
+    scenarios = ["io_50ms", "cpu_1ms", "idle_latency", "delayed", "payload_4096", "aof", "memory", "fairness"]
     systems = ["--systems", "streamq", "--rounds", "1"]
     assert peers.main(["--quick", "--json", *systems, "--scenarios", *scenarios]) == 0
     document = json.loads(capsys.readouterr().out)
     assert not [note for note in document["notes"] if "failed" in note]
     assert [result["name"].partition(".")[0] for result in document["results"]] == [
         "io_50ms", "cpu_1ms", "idle_latency_ms", "delayed_late_ms", "drain_4096", "drain_aof", "bytes_per_waiting_job",
+        "fast_users_wait_s",
     ]  # fmt: skip
 
 
