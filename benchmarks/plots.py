@@ -29,7 +29,7 @@ TITLES = {
     "io_50ms": "Jobs that wait 50 ms, a second, concurrency 100",
     "idle_latency_ms": "From due to started on an idle worker, median, ms",
     "bytes_per_waiting_job": "Bytes in Redis per waiting job",
-    "crash_default_restart_s": "Seconds from kill -9 until all its jobs had started again, of systems where they did, default settings",
+    "crash_default_restart_s": "Seconds from kill -9 until all its jobs had started again, where they did",
     "fast_users_wait_s": "How long fast users wait beside slow ones, 99th percentile, s",
 }
 
@@ -69,6 +69,8 @@ def _bars(rows: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 0.32 * len(rows) + 1))
     axes.barh(names, values, color=[_colour(name) for name in names], xerr=[low, high], ecolor="#495057")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.xaxis.set_minor_formatter("")
     for place, value in enumerate(values):
         told = f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
         axes.annotate(told, (value + high[place], place), va="center", xytext=(4, 0), textcoords="offset points")
