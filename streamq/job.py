@@ -335,7 +335,7 @@ def _retry_after_ms(given: object) -> int | None:
         case bool():
             pass
         case int() | float() if 0 <= given < _LONGEST_SECONDS:
-            return int(given * 1000)
+            return to_ms(timedelta(seconds=given))
         case str():
             return _header_ms(given.strip())
         case _:

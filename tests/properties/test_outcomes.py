@@ -168,6 +168,12 @@ def test_a_rate_limited_job_waits_as_long_as_it_was_told_and_a_little_longer(giv
     assert max(waits) <= 66_000
 
 
+@pytest.mark.parametrize(("seconds", "ms"), [(0.0015, 2), (1.1, 1_100), (60, 60_000)])
+def test_seconds_that_are_no_whole_milliseconds_are_rounded_up(seconds, ms):
+    """The start is no earlier than the other side asked for; and a float's last digits make it no later."""
+    assert RateLimited(seconds).delay_ms == ms
+
+
 def test_a_date_is_a_retry_after_too():
     """RFC 9110 has both."""
     at = datetime.now(UTC) + timedelta(hours=1)
