@@ -141,6 +141,13 @@ class CycleReply:
     control: list[tuple[bytes, dict[bytes, bytes]]]
     stopped: list[bytes]
     """What may not start: `queue`, `h:` and a handler, `k:` and a user key."""
+    past_us: int
+    """Microseconds of the server's time beyond `server_ms`."""
+
+    @property
+    def due_in_s(self) -> float:
+        """How long after the reply the next delayed job is due; of use where there is one."""
+        return (self.next_due_ms - self.server_ms) / 1000 - self.past_us / 1_000_000
 
     @property
     def is_paused(self) -> bool:
@@ -553,7 +560,7 @@ def _partitions(count: int) -> str:
 
 
 def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
-    _, server_ms, next_due_ms, refused, lost, claimed, read, news, stopped = reply
+    _, server_ms, next_due_ms, refused, lost, claimed, read, news, stopped, past_us = reply
     deliveries: list[Delivery] = []
     markers: list[Arg] = []
     for digit, entry, token, number, crashes, fields in claimed:
@@ -563,7 +570,7 @@ def _cycle_reply(reply: list[Any], now: float) -> CycleReply:
     for i in range(0, len(read), 2):
         _deliver(read[i], read[i + 1], now, deliveries, markers)
     control = [(entry, dict(zip(fields[::2], fields[1::2], strict=True))) for entry, fields in news]
-    return CycleReply(server_ms, next_due_ms, refused, lost, deliveries, markers, control, stopped)
+    return CycleReply(server_ms, next_due_ms, refused, lost, deliveries, markers, control, stopped, past_us)
 
 
 def _deliver(digit: int, entries: list[Any], now: float, deliveries: list[Delivery], markers: list[Arg]) -> None:

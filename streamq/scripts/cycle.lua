@@ -22,7 +22,7 @@
 -- Returns {'FENCED', now ms}: the worker was given up. Nothing was written; it must drop what it holds
 --         {'OK', now ms, next due ms or -1, {refused job ids}, {job ids no longer ours to renew},
 --          {claimed: {digit, entry id, token, delivery, crashes, fields}..}, {read: digit, entries, ..},
---          {control entries}, {what is stopped: `queue`, `h:..` a handler, `k:..` a user key}}
+--          {control entries}, {what is stopped: `queue`, `h:..` a handler, `k:..` a user key}, us that are past now ms}
 --
 -- A token that differs from the index names a job that is not this worker's any more: refused, and nothing of it is
 -- written. So a call that is repeated after a lost reply settles nothing twice.
@@ -723,4 +723,4 @@ if want > 0 and not paused then
   if opens < FAR then next_due = math.min(next_due, math.ceil(opens / 1000)) end
   if parked >= BATCH or is_more or joined then next_due = now end -- who joined while lanes were read had no turn yet
 end
-return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped}
+return {'OK', now, next_due < BLOCKED and next_due or -1, refused, lost, claimed, read, news, stopped, now_us % 1000}

@@ -354,7 +354,7 @@ class Pump:
             self._slots.lose(job_id)
         self._markers += reply.markers
         self._note_stopped(reply.stopped)
-        due_s = (reply.next_due_ms - reply.server_ms) / 1000
+        due_s = reply.due_in_s
         self._next_due_at = self._loop.time() + max(0.0, due_s) if reply.next_due_ms >= 0 else 0.0
         if want:
             self._cycles += 1

@@ -364,6 +364,18 @@ async def test_a_job_is_never_promoted_early(board):
     assert reply.next_due_ms == await board.redis.zscore(board.keys.delayed, "a")
 
 
+async def test_a_worker_is_told_to_the_microsecond_how_long_it_may_sleep(board):
+    """Whole milliseconds would let it sleep up to one too long."""
+    await board.join("w1")
+    await board.add("a", delay_ms=60_000)
+    for _ in range(5):
+        before_us = await board.now_us()
+        reply = await board.cycle("w1", 5)
+        told_us = reply.server_ms * 1000 + reply.past_us
+        assert before_us <= told_us <= await board.now_us()
+        assert reply.due_in_s == pytest.approx((reply.next_due_ms * 1000 - told_us) / 1e6, abs=1e-6)
+
+
 async def test_a_worker_that_wants_nothing_promotes_for_others(board):
     """A blocked reader elsewhere is woken by the new entry."""
     await board.join("w1")
