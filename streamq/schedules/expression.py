@@ -145,10 +145,19 @@ def _with_names(fields: list[str]) -> str:
 
 
 def _check_meaning(text: str) -> None:
-    """Refuse what either library cannot read, what never fires, and what they would fire at different times."""
-    meant = _crontab_times(text)
+    """Refuse what either library cannot read, what never fires, and what they would fire at different times.
+
+    The hours are compared for themselves, too: what fires each minute shows nothing of them in its first fire times.
+    """
+    _, *others = text.split()
+    for part in (text, " ".join(["0", *others])):
+        _compare(part, text)
+
+
+def _compare(part: str, text: str) -> None:
+    meant = _crontab_times(part)
     try:
-        trigger = _trigger(text, UTC)
+        trigger = _trigger(part, UTC)
     except ValueError as error:
         raise ConfigurationError(f"{text!r} cannot be scheduled: {error}", hint=_hint(text)) from None
     previous, now = None, _COMPARED_FROM + timedelta(microseconds=1)

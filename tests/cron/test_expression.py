@@ -59,6 +59,7 @@ def test_an_expression_fires_when_crontab_says(text, first):
         ("*/90 * * * *", "cannot be scheduled", "smaller than the range"),
         ("*/0 * * * *", "is not a crontab expression", "smaller than the range"),
         ("0-0/5 * * * *", "to crontab and another time to APScheduler", "one by one"),
+        ("* 1,0-0/1 * * *", "to crontab and another time to APScheduler", "one by one"),
         ("@hourly", "is a name of some crons", "'0 * * * *'"),
         ("* * * * * *", "has 6 fields", "every full hour"),
         ("", "has 0 fields", "every full hour"),
