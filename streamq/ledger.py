@@ -82,6 +82,7 @@ class Notary:
 
 
 def _entry(item: Draft) -> LedgerEntry:
+    # From the next millisecond on: counted from the one that has begun, a delay would end too soon.
     due_ms = item.at_ms or (now_ms() + 1 + item.delay_ms if item.delay_ms else 0)
     due_at = from_ms(due_ms) if due_ms else None
     return LedgerEntry(item.id, item.queue, LANES[item.digit - 1], item.envelope, item.dedup, item.scope, due_at)

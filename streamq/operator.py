@@ -98,7 +98,8 @@ class Operator:
         They wait without using an attempt, and come back in their order when the block is lifted or its time is over.
 
         Raises:
-            BadInput: Neither or both were named, or a queue has too many blocks.
+            BadInput: Neither or both were named, or every queue has too many blocks.
+            PartlyDone: Some have it, and others were not reached or have too many blocks.
         """
 
         async def block(name: str, orders: Orders) -> None:

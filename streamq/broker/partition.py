@@ -36,7 +36,7 @@ __all__ = [
 BATCH = 128
 """The most rows of a section in one script call; it bounds how long Redis is busy with one."""
 BATCH_BYTES = 1 << 20
-"""About the most that a call carries of large jobs: a MB takes a script 4 ms, since Lua looks at each byte."""
+"""About the most that a call carries of large jobs: a MB takes a script some 2 ms, since Lua looks at each byte."""
 
 _PRODUCER_KEPT_MS = 86_400_000
 _NOTES_KEPT_MS = 86_400_000
